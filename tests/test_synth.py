@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from recodai_forgery.copymove import KINDS, RIM, NoPlace, SynthConfig, draw_shape, forge
+from recodai_forgery.appearance import KINDS, SynthConfig, draw_shape
+from recodai_forgery.copymove import RIM, NoPlace, forge
 from recodai_forgery.image import load_image
 from recodai_forgery.rle import decode
 from recodai_forgery.synth import compose, draw_figure, draw_pair, draw_panel, find_sources, make_tree, overlap, share_sources
