@@ -9,6 +9,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 .PHONY: demo test bench readme export clean
 
 demo: .venv/.installed
+	rm -rf demo
 	$(BIN)/recodai-forgery demo --out demo $(if $(BACKBONE),--weights $(BACKBONE))
 
 test: .venv/.installed

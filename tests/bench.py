@@ -12,6 +12,7 @@ from collections.abc import Callable
 import cv2
 import numba
 import numpy as np
+from bench_model import paste_memory
 from scipy.optimize import linear_sum_assignment
 
 from recodai_forgery.metric import image_score
@@ -113,7 +114,7 @@ def bench_score():
 def main():
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}, OpenCV {cv2.__version__}")
     print(f"{'what':<66} {'against':<30} {'ratio':>8}  {'bar':<12} ours")
-    for part in (bench_encode, bench_score):
+    for part in (bench_encode, bench_score, paste_memory):
         for what, peer, ratio, bar, ours in part():
             verdict = "" if bar is None else f">= {bar:g} " + ("met" if ratio >= bar else "MISSED")
             print(f"{what:<66} {peer:<30} {ratio:>7.1f}x  {verdict:<12} {ours}", flush=True)

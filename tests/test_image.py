@@ -137,6 +137,11 @@ def test_content_decides_not_the_name(tmp_path, format, suffix):
     assert np.array_equal(load_image(path), load_image(write(tmp_path / "figure", path.read_bytes())))
 
 
+@pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PCX"])
+def test_other_formats_are_not_even_tried(tmp_path, format):
+    with pytest.raises(BadImage, match="is not an image"): load_image(write(tmp_path / "figure.png", stored(COLOUR, format)))
+
+
 def test_alpha_never_reaches_the_pixels(tmp_path):
     alpha = np.random.default_rng(2).choice([0, 128, 255], PICTURE.shape[:2]).astype(np.uint8)
     other = np.where(alpha[..., None] == 0, 255 - PICTURE, PICTURE) # differs only where nothing shows
@@ -174,6 +179,7 @@ def test_python_strings_and_odd_places(tmp_path):
     link.symlink_to(tmp_path / "gone.png")
     for call in load_image, image_info, check_image:
         with pytest.raises(BadImage, match="does not exist"): call(link)
+    (tmp_path / "folder.png").mkdir()
     assert find_images(tmp_path) == [link, path] # a broken link is a figure that cannot be read, not one that is not there
     with pytest.raises(BadImage, match="nowhere"): find_images([path, tmp_path / "nowhere"])
 
@@ -213,7 +219,7 @@ def test_overlay_colours_events_and_refuses_what_lies_outside():
     at = lambda x, y: Region((x, y, x + 5, y + 5), box)
     drawn = overlay(image, [Event((at(0, 0), at(25, 25))), at(10, 10)], [(0, 0, 0), (255, 0, 0)])
     assert (drawn[0, 0] == 0).all() and (drawn[29, 29] == 0).all() and (drawn[10, 10] == (255, 0, 0)).all()
-    for region in at(26, 0), at(0, 26), at(-1, 0), at(40, 40):
+    for region in at(26, 0), at(0, 26), at(-1, 0), at(-9, -9), at(40, 40):
         with pytest.raises(BadMask, match="outside"): overlay(image, [region])
 
 

@@ -2,6 +2,7 @@
 import ast
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -54,6 +55,12 @@ def test_notebooks_are_clean(root, copy):
 def test_readme_is_the_rendered_index(root):
     namespace = runpy.run_path(str(root / "nbs" / "render_readme.py"))
     assert (root / "README.md").read_text() == namespace["render"](), "run make export"
+
+
+def test_tests_that_the_readme_names_exist(root):
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (root / "README.md").read_text())
+    assert len({row for row in named}) >= 19
+    assert [f"{file}::{test}" for file, test in named if f"def {test}(" not in (root / "tests" / file).read_text()] == []
 
 
 def imported(path: Path) -> list[tuple[str, ast.AST]]:

@@ -1,0 +1,318 @@
+"""What a lesson of 07_train cannot say: resuming to the last bit, runs that die, thresholds by brute force, a network that learns."""
+import csv
+import json
+import math
+import pickle
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import recodai_forgery.train as training
+from recodai_forgery.data import ForgeryDataset, index_tree, make_loader
+from recodai_forgery.image import load_image, resize_image
+from recodai_forgery.metric import image_score
+from recodai_forgery.model import ModelConfig, build_model, detect, group_regions, load_model, to_tensor
+from recodai_forgery.rle import encode
+from recodai_forgery.train import (
+    PRESETS,
+    THRESHOLDS,
+    TrainConfig,
+    annotation,
+    judge,
+    learning_rate,
+    make_optimizer,
+    score_at,
+    train,
+    train_step,
+    tune_thresholds,
+    validate,
+    validation_losses,
+)
+from recodai_forgery.types import AUTHENTIC, BadCheckpoint, BadConfig, BadTree, NotFinite, Region
+
+MODEL = ModelConfig("mobilenet_v2", size=64, channels=8, anchor_sizes=(8, 16, 32, 64, 128), detections=20, samples=16)
+TRAIN = TrainConfig(epochs=2, batch_size=2, learning_rate=.04, workers=0, validation_fraction=.34)
+
+
+def write_tree(root, figures, shape=(96, 128), seed=0):
+    "Nuclei on a pink ground; in the forged twin a disc shows twice."
+    rng, (row, column) = np.random.default_rng(seed), np.mgrid[:shape[0], :shape[1]]
+    for part in ("train_images/authentic", "train_images/forged", "train_masks"): (root / part).mkdir(parents=True)
+    for number in range(figures):
+        figure = np.tile(np.uint8([236, 196, 218]), (*shape, 1))
+        for y, x, r in zip(rng.integers(4, shape[0] - 4, 40), rng.integers(4, shape[1] - 4, 40), rng.uniform(2, 6, 40), strict=True):
+            figure[np.hypot(row - y, column - x) < r] = np.array([110, 80, 160]) + rng.integers(-30, 30, 3)
+        cv2.imwrite(str(root / f"train_images/authentic/{number}.png"), figure[..., ::-1])
+        disc, mask = np.hypot(*np.mgrid[-14:15, -14:15]) < 14, np.zeros((1, *shape), np.uint8)
+        figure[40:69, 80:109][disc] = figure[30:59, 20:49][disc].copy()
+        for y, x in ((30, 20), (40, 80)): mask[0, y:y + 29, x:x + 29] |= disc
+        cv2.imwrite(str(root / f"train_images/forged/{number}.png"), figure[..., ::-1])
+        np.save(root / f"train_masks/{number}.npy", mask)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory): return write_tree(tmp_path_factory.mktemp("data") / "tree", 3)
+
+
+@pytest.fixture(scope="module")
+def straight(tree, tmp_path_factory):
+    "A run that was never stopped."
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    assert train(tree, out, MODEL, TRAIN, progress=False) == out / "best.safetensors"
+    return out
+
+
+def equal(one, other):
+    "Whether two states are the same, to the last bit of every tensor."
+    if isinstance(one, torch.Tensor): return torch.equal(one, other)
+    if isinstance(one, dict): return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple)): return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def last(run):
+    state = torch.load(run / "last.pt", weights_only=True)
+    for row in state["history"]: row.pop("seconds")
+    return state
+
+
+# ---------------------------------------------------------------- resume
+
+def test_two_epochs_are_one_and_resume_and_one(tree, straight, tmp_path):
+    train(tree, tmp_path, MODEL, replace(TRAIN, max_hours=0), progress=False)
+    assert len(last(tmp_path)["history"]) == 1
+    torch.rand(7), np.random.rand(7) # another process would not stand where this one stands
+    train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False)
+    one, other = last(straight), last(tmp_path)
+    assert one["optimizer"]["state"] and one.keys() == {"model", "optimizer", "scaler", "random", "history", "options"}
+    for part in one: assert equal(one[part], other[part]), part
+    (a, *rest), (b, *others) = load_model(straight / "best.safetensors"), load_model(tmp_path / "best.safetensors")
+    assert equal(a.state_dict(), b.state_dict()) and rest[0] == others[0] and rest[1] | {"seconds": 0} == others[1] | {"seconds": 0}
+    train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False) # nothing is left to do
+    assert equal(last(tmp_path), other)
+
+
+def test_a_run_that_dies_goes_on(tree, straight, tmp_path, monkeypatch):
+    "Stopped between two updates of the second epoch, with workers, which change nothing."
+    steps, step = [], train_step
+    def dying(*arguments):
+        if len(steps) == 3: raise KeyboardInterrupt
+        steps.append(0)
+        return step(*arguments)
+    monkeypatch.setattr(training, "train_step", dying)
+    with pytest.raises(KeyboardInterrupt): train(tree, tmp_path, MODEL, replace(TRAIN, workers=1), progress=False)
+    monkeypatch.setattr(training, "train_step", step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "config.json", "curves.png", "last.pt", "log.csv"]
+    train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False)
+    assert equal(last(straight), last(tmp_path))
+
+
+def test_another_seed_is_another_run(tree, straight, tmp_path):
+    train(tree, tmp_path, MODEL, replace(TRAIN, seed=1, epochs=1), progress=False)
+    assert not equal(last(straight)["model"], last(tmp_path)["model"])
+
+
+def test_resume_with_other_options_is_refused(tree, straight):
+    before = (straight / "last.pt").read_bytes()
+    with pytest.raises(BadConfig, match="resume it, or choose another folder"): train(tree, straight, MODEL, TRAIN, progress=False)
+    for change, name in (({"epochs": 3}, "train.epochs was 2 and is 3"), ({"learning_rate": .1}, "learning_rate"), ({"seed": 5}, "seed")):
+        with pytest.raises(BadConfig, match=name): train(tree, straight, MODEL, replace(TRAIN, **change), resume=True, progress=False)
+    with pytest.raises(BadConfig, match="model.channels was 8 and is 16"):
+        train(tree, straight, replace(MODEL, channels=16), TRAIN, resume=True, progress=False)
+    cases = index_tree(tree).cases
+    with pytest.raises(BadConfig, match="figures was"): train((cases, cases), straight, MODEL, TRAIN, resume=True, progress=False)
+    assert (straight / "last.pt").read_bytes() == before
+
+
+def test_damaged_state_is_refused(tree, straight, tmp_path):
+    whole = (straight / "last.pt").read_bytes()
+    other = (straight / "best.safetensors").read_bytes(), pickle.dumps({"model": {}}, 2)
+    for damaged in (b"", whole[:1000], whole[:-1000], b"x" * 1000, *other):
+        (tmp_path / "last.pt").write_bytes(damaged)
+        with pytest.raises(BadCheckpoint, match="last.pt"): train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False)
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+def test_best_file_scores_what_the_log_says(tree, straight):
+    "From the files alone, by the way a prediction goes: same thresholds, same score."
+    rows = list(csv.DictReader((straight / "log.csv").open()))
+    model, config, extra = load_model(straight / "best.safetensors")
+    assert len(rows) == 2 and all(float(row["validation_loss"]) > 0 and float(row["train_loss_mask"]) >= 0 for row in rows)
+    assert float(rows[int(extra["epoch"]) - 1]["oF1"]) == extra["oF1"] == max(float(row["oF1"]) for row in rows)
+    _, held_out = training.pick_folds(tree, TRAIN)
+    scores, halves = [], []
+    for case in held_out:
+        regions, = detect(model, [load_image(case.image)], config.size)
+        for answers, thresholds in ((scores, (extra["score_threshold"], extra["figure_threshold"])), (halves, (.5, .5))):
+            answer = encode([event.region for event in group_regions(regions, *thresholds)], case.shape)
+            answers.append(image_score(annotation(case), answer, case.shape))
+    assert np.isclose(np.mean(scores), extra["oF1"], atol=1e-12) and np.isclose(np.mean(halves), extra["oF1_at_half"], atol=1e-12)
+    assert extra["all_authentic"] == .5 and extra["oF1"] >= .5 and extra["weights"] == "none" and config.weights == "none"
+    assert json.loads((straight / "config.json").read_text())["train"]["epochs"] == 2
+    assert load_image(straight / "curves.png").std() > 0
+
+
+def test_groups_stay_on_one_side(tree):
+    learned, held_out = training.pick_folds(tree, TRAIN)
+    assert {case.case_id for case in learned} | {case.case_id for case in held_out} == {"0", "1", "2"}
+    assert not {case.case_id for case in learned} & {case.case_id for case in held_out}
+
+
+def test_the_same_figure_in_training_and_prediction(tree):
+    "Resized once, divided by 255 once, normalised once (inside the model)."
+    case = index_tree(tree).cases[0]
+    image, _ = ForgeryDataset([case], 64)[0]
+    assert torch.equal(image, to_tensor(resize_image(load_image(case.image), 64)))
+    inside = build_model(MODEL).transform([image])[0].tensors[0, :, :image.shape[1], :image.shape[2]]
+    mean, std = (torch.tensor(values)[:, None, None] for values in ([.485, .456, .406], [.229, .224, .225]))
+    assert torch.equal(inside, (image - mean) / std)
+
+
+def test_nothing_to_train_on(tree, tmp_path):
+    cases = index_tree(tree).cases
+    for folds in ((cases, []), ([], cases)):
+        with pytest.raises(BadConfig, match="and 0 to validate|: 0 figures to train"): train(folds, tmp_path, MODEL, TRAIN, progress=False)
+    broken = write_tree(tmp_path / "broken", 2)
+    (broken / "train_masks/1.npy").write_bytes(b"no mask")
+    with pytest.raises(BadTree, match="1.npy"): train(broken, tmp_path / "run", MODEL, TRAIN, progress=False)
+
+
+# ---------------------------------------------------------------- the step
+
+def test_loss_that_is_not_finite_stops_before_the_update(tree, tmp_path, monkeypatch):
+    cases, seen, step = index_tree(tree).cases, [], train_step
+    def poisoned(model, optimizer, scaler, images, targets, batch):
+        if len(seen) == 1:
+            images[0][:] = math.inf
+            seen.append(({name: value.clone() for name, value in model.state_dict().items()}, model, batch))
+        seen.append(batch)
+        return step(model, optimizer, scaler, images, targets, batch)
+    monkeypatch.setattr(training, "train_step", poisoned)
+    with pytest.raises(NotFinite, match="were not changed") as caught: train((cases, cases), tmp_path, MODEL, TRAIN, progress=False)
+    before, model, batch = seen[1]
+    assert all(str(case.image) in str(caught.value) for case in batch) and equal(before, dict(model.state_dict()))
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_every_epoch_draws_anew(tree, monkeypatch):
+    "Another order and another augmentation each epoch; the same epoch is the same, whoever comes to it."
+    seen = []
+    def look(model, optimizer, scaler, images, targets, batch):
+        seen.append({case.key: image for case, image in zip(batch, images, strict=True)})
+        return {"loss": 1.}
+    monkeypatch.setattr(training, "train_step", look)
+    loader, model = make_loader(ForgeryDataset(index_tree(tree).cases, 64, augment=True), 2, shuffle=True), torch.nn.Linear(1, 1)
+    for epoch in (0, 1, 1): training.train_epoch(model, make_optimizer(model, TRAIN), None, loader, epoch, TRAIN)
+    first, second, again = ({key: image for batch in seen[start:start + 3] for key, image in batch.items()} for start in (0, 3, 6))
+    assert list(first) != list(second) == list(again) and set(first) == set(second)
+    assert equal(second, again) and not any(equal(first[key], second[key]) for key in first)
+
+
+def test_optimizer_as_the_plan_says():
+    model = build_model(replace(MODEL, norm="batch"))
+    decayed, left = make_optimizer(model, TRAIN).param_groups
+    assert (decayed["momentum"], decayed["weight_decay"], left["weight_decay"]) == (.9, 1e-4, 0)
+    plain = {id(weight) for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d) for weight in layer.parameters()}
+    plain |= {id(weight) for name, weight in model.named_parameters() if name.endswith(".bias")}
+    assert {id(weight) for weight in left["params"]} == plain
+    assert len(decayed["params"]) + len(left["params"]) == sum(weight.requires_grad for weight in model.parameters())
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps=st.integers(1, 500), batch=st.integers(1, 64), warmup=st.floats(0, 1))
+def test_learning_rate_rises_and_falls(steps, batch, warmup):
+    config = TrainConfig(batch_size=batch, warmup=warmup)
+    rates, peak = [learning_rate(step, steps, config) for step in range(steps)], .02 * batch / 16
+    top = int(np.argmax(rates))
+    assert np.isclose(max(rates), peak) and all(rate > 0 or steps == top + 1 for rate in rates)
+    assert all(np.diff(rates[:top + 1]) > 0) and all(np.diff(rates[top:]) <= 0)
+
+
+def test_presets():
+    model, train_config = PRESETS["baseline"]
+    assert (model.backbone, model.size, train_config.batch_size, train_config.epochs) == ("resnet50", 256, 4, 10)
+    assert (train_config.validation_fraction, train_config.momentum, train_config.tune) == (.2, .9, False)
+    assert PRESETS["default"].model.size == 512 and PRESETS["default"].train.tune
+
+
+@pytest.mark.parametrize("options", [
+    {"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1}, {"learning_rate": float("nan")}, {"workers": -1}, {"momentum": 2},
+    {"validation_fraction": 0}, {"validation_fraction": 1}, {"seed": -1}, {"max_hours": -1}])
+def test_refused_options(options):
+    with pytest.raises(BadConfig, match=next(iter(options))): TrainConfig(**options)
+
+
+# ---------------------------------------------------------------- validation
+
+@pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
+def test_validation_loss_changes_nothing_and_repeats(tree, norm):
+    model, cases = build_model(replace(MODEL, norm=norm)), index_tree(tree).cases
+    before, draws = {name: value.clone() for name, value in model.state_dict().items()}, training.random_state()
+    rows = [validate(model, make_loader(ForgeryDataset(cases, 64), 1), TRAIN) for _ in range(2)]
+    assert rows[0] == rows[1] and equal(before, dict(model.state_dict())) and equal(draws, training.random_state())
+    alone = [validation_losses(model, *ForgeryDataset(cases, 64)[place], TRAIN.seed + place) for place in range(len(cases))]
+    assert np.isclose(rows[0]["validation_loss"], np.mean([sum(losses.values()) for losses in alone]))
+
+
+def test_validation_loss_is_the_training_loss(tree):
+    "Same draws, same figure: what torchvision returns in training mode."
+    model, (image, target) = build_model(MODEL), ForgeryDataset(index_tree(tree).cases, 64)[4]
+    with training.fixed_draws(3): expected = {name: loss.item() for name, loss in model([image], [target]).items()}
+    assert validation_losses(model, image, target, 3) == expected and expected["loss_mask"] > 0
+
+
+def boxes(most):
+    return st.lists(st.tuples(*(st.integers(low, high) for low, high in ((0, 20), (0, 20), (1, 9), (1, 9), (1, 100)))), max_size=most)
+
+
+def made(drawn): return [Region((x, y, x + w, y + h), np.ones((h, w), bool), score / 100) for x, y, w, h, score in drawn]
+
+
+@settings(max_examples=60, deadline=None)
+@given(figures=st.lists(st.tuples(boxes(2), boxes(5)), min_size=1, max_size=3))
+def test_tuned_thresholds_by_brute_force(figures):
+    shape, labels, found = (30, 30), [], []
+    for true, regions in figures:
+        labels.append(encode([group_regions(made(true), 0)[0].region], shape) if true else AUTHENTIC)
+        found.append(made(regions))
+    judged = [judge(regions, label, shape) for regions, label in zip(found, labels, strict=True)]
+
+    def score(region, figure):
+        answers = [encode([event.region for event in group_regions(regions, region, figure)], shape) for regions in found]
+        return np.mean([image_score(label, answer, shape) for label, answer in zip(labels, answers, strict=True)])
+    table = {(region, figure): score(region, figure) for region in THRESHOLDS[::2] for figure in THRESHOLDS[::2] if figure >= region}
+    assert all(np.isclose(score_at(judged, *pair), value) for pair, value in table.items())
+    best, region, figure = tune_thresholds(judged)
+    assert best >= max(table.values()) - 1e-12 and np.isclose(best, score(region, figure)) and best >= score_at(judged, .5, .5)
+
+
+def test_thresholds_stay_at_half_when_nothing_is_gained(): assert tune_thresholds([judge([], AUTHENTIC, (9, 9))]) == (1., .5, .5)
+
+
+# ---------------------------------------------------------------- does it learn?
+
+@pytest.mark.slow
+def test_a_network_learns_one_forged_figure(tmp_path):
+    "80 steps from random weights on the CPU; the source and its copy, answered as one event."
+    case, = (case for case in index_tree(write_tree(tmp_path / "tree", 1)).cases if case.forged)
+    model_config = ModelConfig("mobilenet_v2", size=128, channels=32, anchor_sizes=(8, 16, 32, 64, 128), detections=20, samples=64)
+    config = TrainConfig(epochs=1, batch_size=2, learning_rate=.04, augment=False, workers=0)
+    best = train(([case] * 160, [case]), tmp_path / "run", model_config, config, progress=False)
+    model, _, extra = load_model(best)
+    regions, = detect(model, [load_image(case.image)], 128)
+    answer = encode([event.region for event in group_regions(regions, extra["score_threshold"], extra["figure_threshold"])], case.shape)
+    assert image_score(annotation(case), answer, case.shape) >= .9 and extra["oF1_at_half"] >= .9
+
+
+def test_benchmark_figures_train(shared, tmp_path):
+    "Real figures of every mode and size, from the folder to a checkpoint."
+    cases = [case for case in index_tree(shared / "bench" / "dev").cases if case.forged is not None][::40]
+    best = train((cases, cases[:2]), tmp_path, MODEL, replace(TRAIN, epochs=1), progress=False)
+    assert 0 < load_model(best)[2]["validation_loss"] < 20
