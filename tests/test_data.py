@@ -41,7 +41,8 @@ SHAPES = [(40, 60), (70, 30), (50, 50)]
 def build(root, n=6):
     "A tree of n twins and two supplemental figures: dark squares on noise, one plane an event, two squares a plane."
     rng = np.random.default_rng(0)
-    for name in "train_images/authentic", "train_images/forged", "train_masks", "supplemental_images", "supplemental_masks": (root / name).mkdir(parents=True)
+    for name in "train_images/authentic", "train_images/forged", "train_masks", "supplemental_images", "supplemental_masks":
+        (root / name).mkdir(parents=True)
     for number in range(n + 2):
         shape, train = SHAPES[number % 3], number < n
         picture, masks = rng.integers(200, 256, (*shape, 3), dtype=np.uint8), np.zeros((1 + number % 2, *shape), np.uint8)
@@ -216,8 +217,9 @@ def test_split_by_source_and_what_it_refuses():
     assert cases[0].group == "0" # the cases that were passed stay as they are
     test = [Case("test", "99", Path("x.png"), None, (9, 9))]
     assert all(case.split == "forged" for side in split_cases(cases + test) for case in side)
-    for wrong in (lambda: split_cases(cases, 0), lambda: split_cases(cases, 1.), lambda: split_cases(cases[:2], .2), lambda: split_cases(test),
-                  lambda: fold_cases(cases, 1), lambda: fold_cases(cases[:3], 5), lambda: with_groups(cases, {"1": "a"})):
+    for wrong in (lambda: split_cases(cases, 0), lambda: split_cases(cases, 1.), lambda: split_cases(cases[:2], .2),
+                  lambda: split_cases(test), lambda: fold_cases(cases, 1), lambda: fold_cases(cases[:3], 5),
+                  lambda: with_groups(cases, {"1": "a"})):
         with pytest.raises(BadConfig): wrong()
 
 
@@ -260,7 +262,9 @@ def test_components_are_scipys(seed, height, width, planes):
 # ---- the dataset
 
 def equal(first, second):
-    return torch.equal(first[0], second[0]) and first[1].keys() == second[1].keys() and all(torch.equal(first[1][k], second[1][k]) for k in first[1])
+    (image, target), (other, other_target) = first, second
+    if not torch.equal(image, other) or target.keys() != other_target.keys(): return False
+    return all(torch.equal(target[k], other_target[k]) for k in target)
 
 
 @pytest.mark.parametrize("size", [32, 64, 97])
@@ -350,7 +354,8 @@ def test_cases_without_truth_and_changed_files_are_refused(tree):
 # ---- batches and workers
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), max_size=90), st.integers(1, 9), st.booleans(), st.integers(0, 99), st.integers(0, 9))
+@given(st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), max_size=90), st.integers(1, 9), st.booleans(),
+       st.integers(0, 99), st.integers(0, 9))
 def test_every_index_comes_once_an_epoch(shapes, size, shuffle, seed, epoch):
     sampler = AspectBatchSampler(shapes, size, shuffle, seed)
     sampler.set_epoch(epoch)
@@ -387,7 +392,8 @@ def test_workers_change_nothing_and_see_the_epoch(built, start, workers):
         ours, theirs = list(alone), list(helped)
         assert len(ours) == len(theirs) == 5
         for (images, targets), (others, other_targets) in zip(ours, theirs, strict=True):
-            assert len(images) == len(others) and all(map(equal, zip(images, targets, strict=True), zip(others, other_targets, strict=True)))
+            assert len(images) == len(others)
+            assert all(map(equal, zip(images, targets, strict=True), zip(others, other_targets, strict=True)))
         epochs.append([target["image_id"].item() for _, targets in ours for target in targets])
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(14)) and epochs[0] != epochs[1]
 

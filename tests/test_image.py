@@ -67,7 +67,8 @@ def tiff(values, order="<"):
 
 
 DEEP = np.random.default_rng(1).integers(300, 4000, (23, 31))
-DEEP_FILES = {"png": png16(DEEP.astype(np.uint16)), "uint16 little": tiff(DEEP.astype(np.uint16)), "uint16 big": tiff(DEEP.astype(np.uint16), ">"),
+DEEP_FILES = {"png": png16(DEEP.astype(np.uint16)), "uint16 little": tiff(DEEP.astype(np.uint16)),
+              "uint16 big": tiff(DEEP.astype(np.uint16), ">"),
               "int16": tiff((DEEP - 2000).astype(np.int16)), "int32": tiff((DEEP - 2000).astype(np.int32)),
               "int32 big": tiff(DEEP.astype(np.int32), ">"), "float32": tiff((DEEP / 7).astype(np.float32)),
               "float32 big": tiff((DEEP / 7).astype(np.float32), ">"), "wide": tiff((DEEP * 900_000.).astype(np.float32))}
@@ -112,14 +113,15 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path, format):
     assert refused >= .9 * len(data) or format == "TIFF" and refused >= .9 * whole.nbytes
 
 
-DAMAGED = [stored(COLOUR, "PNG"), stored(COLOUR.convert("P"), "PNG", transparency=0), DEEP_FILES["png"], stored(COLOUR, "JPEG", progressive=True),
-           stored(COLOUR.convert("CMYK"), "JPEG"), stored(COLOUR, "TIFF", compression="tiff_lzw"), DEEP_FILES["float32"],
-           stored(COLOUR, "GIF"), stored(COLOUR, "BMP"), stored(COLOUR, "WEBP")]
+DAMAGED = [stored(COLOUR, "PNG"), stored(COLOUR.convert("P"), "PNG", transparency=0), DEEP_FILES["png"],
+           stored(COLOUR, "JPEG", progressive=True), stored(COLOUR.convert("CMYK"), "JPEG"), stored(COLOUR, "TIFF", compression="tiff_lzw"),
+           DEEP_FILES["float32"], stored(COLOUR, "GIF"), stored(COLOUR, "BMP"), stored(COLOUR, "WEBP")]
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.sampled_from(DAMAGED), changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6), head=st.booleans())
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(data=st.sampled_from(DAMAGED), head=st.booleans(),
+       changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6))
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_end_in_an_image_or_bad_image(tmp_path, data, changes, head):
     damaged = bytearray(data)
     for place, value in changes: damaged[int(place * (min(99, len(data) - 1) if head else len(data) - 1))] = value
