@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/14_main.ipynb #4908d399
+# %% ../nbs/14_main.ipynb #b7248ddc
 from .cli import main
 
-# %% ../nbs/14_main.ipynb #4858caea
-if __name__ == "__main__": main()
+# %% ../nbs/14_main.ipynb #383af90b
+if __name__ == "__main__" and "__file__" in globals(): main()
