@@ -1,0 +1,104 @@
+"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--write-gate FILE].
+
+Finds the test data by RECODAI_SHARED (default ../shared). The first run searches all 240 figures; with --cache the candidates are kept.
+"""
+import argparse
+import json
+import os
+import pickle
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import cv2
+import numpy as np
+import pandas as pd
+
+from recodai_forgery.align import MatchConfig
+from recodai_forgery.evidence import find_candidates
+from recodai_forgery.gate import save_gate
+from recodai_forgery.image import load_image
+from recodai_forgery.match import annotate, cross_validate, fit_gate, label
+from recodai_forgery.metric import bootstrap_interval, image_score
+from recodai_forgery.rle import encode
+from recodai_forgery.types import Case
+
+SHARED = Path(os.environ.get("RECODAI_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
+
+def bench_cases(figures: int | None = None) -> tuple[list[Case], pd.DataFrame]:
+    "Forged and authentic twins with their source groups; the table that describes them."
+    dev = SHARED / "bench" / "dev"
+    table = pd.read_csv(dev / "cases.csv").set_index("id").iloc[:figures]
+    group = pd.read_csv(SHARED / "bench" / "ATTRIBUTION.csv").set_index("file")["group"]
+    cases = []
+    for name, row in table.iterrows():
+        sources = ";".join(sorted({group[file] for file in row.source_files.split(";")}))
+        for split in ("forged", "authentic"):
+            mask = dev / "train_masks" / f"{name}.npy" if split == "forged" else None
+            cases.append(Case(split, str(name), dev / "train_images" / split / f"{name}.png", mask, (row.height, row.width), events=row.n_instances * (split == "forged"), group=sources))
+    return cases, table
+
+
+def search(case: Case, cache: Path | None, config: MatchConfig):
+    "Candidates of a figure, from the cache where they are there; wall-clock and processor seconds and steps of the search."
+    path = cache / f"{case.split}_{case.case_id}.pkl" if cache else None
+    if path and path.exists(): return pickle.loads(path.read_bytes())
+    start, processor, steps = time.perf_counter(), time.process_time(), {}
+    candidates, planes = find_candidates(load_image(case.image), config, steps)
+    found = candidates, planes.shape, planes.scale, time.perf_counter() - start, time.process_time() - processor, steps
+    if path: path.write_bytes(pickle.dumps(found))
+    return found
+
+
+def lines(frame: pd.DataFrame, by: str) -> str:
+    "Scores of the forged figures by a column, with bootstrap intervals by source group."
+    rows = []
+    for value, part in frame.groupby(by, observed=True):
+        low, high = bootstrap_interval(part.score.to_numpy(), part.group.to_numpy())
+        rows.append(f"| {value} | {len(part)} | {part.score.mean():.3f} | {low:.3f}-{high:.3f} | {(part.score > 0).mean():.2f} |")
+    return "\n".join([f"| {by} | figures | oF1 | 95 % | any hit |", "|---|---|---|---|---|", *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--budget", type=float, default=MatchConfig().budget, help="seconds a figure; raise it on a busy machine")
+    parser.add_argument("--figures", type=int, help="only the first N pairs")
+    parser.add_argument("--write-gate", type=Path, help="fit on all figures and write the gate here")
+    options = parser.parse_args()
+    if options.cache: options.cache.mkdir(parents=True, exist_ok=True)
+    cv2.setNumThreads(1)
+    cases, table = bench_cases(options.figures)
+    examined, times, steps = [], [], []
+    for case in cases:
+        candidates, shape, scale, wall, processor, step = search(case, options.cache, MatchConfig(budget=options.budget))
+        examined.append(label(case, candidates, shape, scale))
+        times.append((wall, processor))
+        steps.append(step)
+    decisions = cross_validate(examined)
+    rows = []
+    for case, decision, one in zip(cases, decisions, examined, strict=True):
+        truth = np.load(case.mask) if case.mask else None
+        score = image_score(encode(list(truth)) if truth is not None else "authentic", annotate(decision, case.shape), f"[{case.shape[0]}, {case.shape[1]}]")
+        rows.append({"id": int(case.case_id), "forged": case.split == "forged", "score": score, "group": case.group, "answered": decision.answered,
+                     "p_forged": decision.p_forged, "oracle": max([f1 for f1, yes in zip(one.f1, one.true, strict=True) if yes], default=0.)})
+    result = pd.DataFrame(rows).join(table, on="id")
+    low, high = bootstrap_interval(result.score.to_numpy(), result.group.to_numpy())
+    forged = result[result.forged].copy()
+    print(f"score {result.score.mean():.4f} ({low:.3f}-{high:.3f}), forged {forged.score.mean():.4f}, authentic {result[~result.forged].score.mean():.4f}, "
+          f"figures with a true candidate {(forged.oracle > 0).mean():.3f}")
+    brier = ((result.p_forged - result.forged) ** 2).mean()
+    print(f"Brier score of P(forged) {brier:.3f}\n")
+    forged["area quartile"] = pd.qcut(forged.area_fraction, 4, labels=["1 (smallest)", "2", "3", "4"])
+    forged["transform"] = ["mixed" if len(kinds) > 1 else kinds[0] for kinds in
+                           ([*{part.split('"')[0] for part in text.split('"t": "')[1:]}] for text in forged.transforms)]
+    forged["after forging"] = ["+".join(sorted(json.loads(text))) or "nothing" for text in forged.post]
+    for column in ("kind", "area quartile", "transform", "after forging", "n_instances"): print(lines(forged, column), "\n")
+    wall, processor = np.array(times).T
+    print(f"seconds a figure: wall clock mean {wall.mean():.2f} max {wall.max():.2f}, processor mean {processor.mean():.2f} max {processor.max():.2f}")
+    print("steps:", pd.DataFrame(steps).fillna(0).mean().round(3).to_dict())
+    if options.write_gate: save_gate(fit_gate(examined), options.write_gate)
+
+
+if __name__ == "__main__":
+    main()
