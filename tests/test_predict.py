@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import recodai_forgery.predict as predict_room
 from recodai_forgery.image import load_image
+from recodai_forgery.metric import image_score
 from recodai_forgery.model import ModelConfig, build_model, pick_device, save_model
 from recodai_forgery.predict import Detector, PredictConfig, padded_size
-from recodai_forgery.rle import decode_regions
+from recodai_forgery.rle import decode_regions, encode
 from recodai_forgery.submission import predict_folder, read_table, validate_submission
 from recodai_forgery.types import AUTHENTIC, BadCheckpoint, BadConfig, BadImage, NotFinite, union
 
@@ -110,11 +112,28 @@ def test_options_outside_of_their_range(options):
     with pytest.raises(BadConfig, match=next(iter(options))): PredictConfig(**options)
 
 
-def test_no_checkpoint_no_detector(tmp_path):
-    with pytest.raises(BadCheckpoint, match="a checkpoint is needed"): Detector()
+def test_damaged_or_missing_checkpoints(tmp_path):
     (tmp_path / "best.safetensors").write_bytes(b"half")
     for path in (tmp_path / "best.safetensors", tmp_path / "none.safetensors"):
         with pytest.raises(BadCheckpoint): Detector(path)
+
+
+# ---- without a network ----
+
+def test_the_matcher_answers_where_there_is_no_checkpoint(tmp_path):
+    "A copied piece of texture is found from a file, as one instance; its twin is authentic; an odd file falls alone."
+    texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (200, 320, 3), dtype=np.uint8), (0, 0), 1.5)
+    texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
+    forged = texture.copy()
+    forged[120:180, 220:290] = forged[20:80, 30:100]
+    for name, image in (("1", forged), ("2", texture)): Image.fromarray(image).save(tmp_path / f"{name}.png")
+    (tmp_path / "3.png").write_text("no image")
+    answers = {answer.case_id: answer for answer in Detector().predict(tmp_path)}
+    truth = np.zeros((200, 320), bool)
+    truth[120:180, 220:290] = truth[20:80, 30:100] = True
+    assert image_score(encode([truth]), answers["1"].annotation, (200, 320)) > .9
+    assert answers["2"].annotation == "authentic" and answers["2"].p_forged < answers["1"].p_forged
+    assert answers["3"].failed and answers["3"].annotation == "authentic"
 
 
 # ---- the same answer in any company ----
