@@ -59,7 +59,7 @@ def main():
     began = time.perf_counter()
     best = train(folds, chosen.out, model, TrainConfig(epochs=chosen.epochs, seed=chosen.seed), resume=chosen.resume)
     trained = time.perf_counter()
-    detector = Detector(best)
+    detector = Detector(best, method="maskrcnn")
     images = {"-".join(case.key): case for case in unseen}
     answers = {name: detector(case.image) for name, case in images.items()}
     seconds = (time.perf_counter() - trained) / len(images)

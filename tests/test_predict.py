@@ -44,7 +44,7 @@ def figures(tmp_path_factory):
 
 
 @pytest.fixture
-def detector(checkpoint): return Detector(checkpoint, PredictConfig(max_detections=20), device="cpu")
+def detector(checkpoint): return Detector(checkpoint, PredictConfig(max_detections=20), device="cpu", method="maskrcnn")
 
 
 def facts(prediction):
@@ -89,7 +89,7 @@ def test_the_gate_holds_back_the_answer_and_keeps_the_events(detector, figures):
 
 
 def test_regions_are_bounded(checkpoint, figures):
-    few = Detector(checkpoint, PredictConfig(score_threshold=.1, figure_threshold=.1, max_detections=3))
+    few = Detector(checkpoint, PredictConfig(score_threshold=.1, figure_threshold=.1, max_detections=3), method="maskrcnn")
     assert max(len(prediction.events[0].regions) for prediction in few.predict(figures) if prediction.events) == 3
 
 
