@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 KERNEL_PACKAGES = {"torch", "torchvision", "cv2", "numpy", "pandas", "sklearn", "scipy", "PIL", "tqdm", "matplotlib", "safetensors"}
-BEYOND_THE_KERNEL = {"typer", "skimage", "tensorboard"} # behind cli and extras, imported inside functions
+BEYOND_THE_KERNEL = {"typer", "skimage", "tensorboard", "packaging"} # behind cli and extras, imported inside functions
 
 
 def notebooks(root: Path) -> list[Path]: return sorted((root / "nbs").glob("*.ipynb"))
