@@ -66,6 +66,16 @@ def test_the_same_commit_gives_the_same_bytes(bundle, checkout, tiny_checkpoint,
     assert {path.name: path.read_bytes() for path in bundle.path.iterdir()} == {path.name: path.read_bytes() for path in again.path.iterdir()}
 
 
+def test_a_gate_of_ones_own_travels(checkout, tmp_path):
+    from recodai_forgery.gate import load_gate, save_gate
+    save_gate(load_gate(), tmp_path / "mine.json")
+    made = build_bundle(tmp_path / "out", "somebody", gate=tmp_path / "mine.json", checkout=checkout)
+    assert read_manifest(made.path)["gate"] == "gate.json" and (made.path / "gate.json").read_bytes() == (tmp_path / "mine.json").read_bytes()
+    assert "gate.json" in (made.path / SUMS).read_text() and made.method == "match"
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(BadConfig, match="mine.json: holds no gate"): build_bundle(tmp_path / "other", "somebody", gate=tmp_path / "mine.json", checkout=checkout)
+
+
 def test_every_flipped_byte_is_found(copied):
     for name in wheel_of(copied).name, WEIGHTS, "manifest.json", "submit.ipynb":
         for place in 0, -1, (copied / name).stat().st_size // 2:

@@ -47,7 +47,7 @@ def mount_competition(kaggle, place=f"competitions/{COMPETITION}", sample=("1", 
 def mount_bundle(kaggle, place="datasets/somebody/recodai-forgery", **manifest):
     folder = kaggle / "input" / place
     folder.mkdir(parents=True)
-    text = {"bundle": "recodai_forgery", "version": "0.1.0", "commit": "", "method": "match", "weights": None, "model": None, "image": {}} | manifest
+    text = {"bundle": "recodai_forgery", "version": "0.1.0", "commit": "", "method": "match", "weights": None, "model": None, "gate": None, "image": {}} | manifest
     (folder / "manifest.json").write_text(json.dumps(text))
     write_sums(folder)
     return folder
