@@ -41,7 +41,7 @@ export: .venv/.installed
 	$(BIN)/python nbs/render_readme.py
 
 # pip does not reinstall what is there, so changed constraints get a fresh environment. OpenCV 4 is put beside it, for a test under either version.
-.venv/.installed: constraints.txt pyproject.toml settings.ini
+.venv/.installed: constraints.txt pyproject.toml settings.ini kaggle/image.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \

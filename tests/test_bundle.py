@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 
+from recodai_forgery import __version__
 from recodai_forgery.bundle import (
     METADATA,
     SUMS,
@@ -46,9 +47,9 @@ def flip(path, place):
 
 def test_all_that_the_kernel_needs_in_one_flat_folder(bundle):
     assert sorted(path.name for path in bundle.path.iterdir()) == sorted(
-        ["recodai_forgery-0.1.0-py3-none-any.whl", WEIGHTS, "manifest.json", "submit.ipynb", "train.ipynb", SUMS, METADATA])
+        [f"recodai_forgery-{__version__}-py3-none-any.whl", WEIGHTS, "manifest.json", "submit.ipynb", "train.ipynb", SUMS, METADATA])
     manifest = read_manifest(bundle.path)
-    assert (manifest["method"], manifest["version"], manifest["model"]["size"]) == ("hybrid", "0.1.0", 64)
+    assert (manifest["method"], manifest["version"], manifest["model"]["size"]) == ("hybrid", __version__, 64)
     assert manifest["thresholds"] == {"score_threshold": .1, "figure_threshold": .1} and manifest["image"]["torch"] == "2.10.0"
     assert len(manifest["commit"]) == 40 and "the image lacks nothing" in str(bundle) and bundle.added == ()
     listed = (bundle.path / SUMS).read_text()
@@ -105,6 +106,14 @@ def test_changes_that_are_not_committed_are_refused(checkout, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_metadata_that_the_user_has_added_stays(bundle, checkout, tmp_path):
+    shutil.copytree(bundle.path, tmp_path / "out")
+    (tmp_path / "out" / "model-instance-metadata.json").write_text("filled in by hand")
+    made = build_bundle(tmp_path / "out", "somebody", checkout=checkout)
+    assert (made.path / "model-instance-metadata.json").read_text() == "filled in by hand" and not (made.path / WEIGHTS).exists()
+    assert "model-instance" not in (made.path / SUMS).read_text()
+
+
 def test_nothing_is_lost_where_a_bundle_cannot_be_made(bundle, checkout, tmp_path):
     before = {path.name: path.read_bytes() for path in bundle.path.iterdir()}
     (tmp_path / "weights").write_bytes(b"no weights")
@@ -128,7 +137,7 @@ GOOD = {"id": "somebody/recodai-forgery", "title": "recodai_forgery", "subtitle"
     ({"id": "somebody/" + "x" * 5}, True), ({"id": "somebody/" + "x" * 50}, False), ({"id": "somebody/" + "x" * 51}, True),
     ({"id": "somebody"}, True), ({"id": "some body/recodai"}, True), ({"id": "OWNER/recodai-forgery"}, True), ({"id": None}, True),
     ({"licenses": []}, True), ({"licenses": [{"name": "apache-2.0"}, {"name": "CC0-1.0"}]}, True), ({"licenses": [{"name": "Apache 2"}]}, True),
-    ({"licenses": "apache-2.0"}, True), ({}, False)])
+    ({"licenses": "apache-2.0"}, True), ({"licenses": ["apache-2.0"]}, True), ({}, False)])
 def test_kaggles_rules_for_datasets(change, refused): assert bool(dataset_faults(GOOD | change)) == refused
 
 
@@ -136,6 +145,7 @@ def test_kaggles_rules_for_datasets(change, refused): assert bool(dataset_faults
     ({"enable_internet": True}, "enable_internet"), ({"enable_internet": None}, "enable_internet"), ({"enable_internet": "false"}, "enable_internet"),
     ({"machine_shape": "NvidiaTeslaP100"}, "machine_shape"), ({"enable_gpu": False}, "enable_gpu"), ({"title": "another"}, "another slug"),
     ({"competition_sources": []}, "competition_sources"), ({"dataset_sources": []}, "neither a dataset nor a model"),
+    ({"dataset_sources": ["OWNER/recodai-forgery"]}, "only a placeholder"),
     ({"model_sources": ["somebody/recodai/pyTorch/default"]}, "has no version"), ({"model_sources": ["somebody/recodai/pyTorch/default/1"]}, None)])
 def test_kaggles_rules_for_notebooks(root, change, fault):
     for name in "submit", "train":

@@ -19,7 +19,7 @@ from recodai_forgery.kernel import find_bundle, find_competition, find_run, subm
 from recodai_forgery.model import ModelConfig
 from recodai_forgery.rehearse import can_isolate
 from recodai_forgery.submission import read_table, validate_submission
-from recodai_forgery.types import BadBundle, BadTable, NotMounted, WeightsUnavailable
+from recodai_forgery.types import BadBundle, BadConfig, NotMounted, WeightsUnavailable
 
 STUB = (Path(__file__).parent / "test_shards.py").read_text().split('STUB = """')[1].split('"""')[0]
 
@@ -78,6 +78,41 @@ def test_the_competition_is_found_wherever_kaggle_mounts_it(kaggle, place):
     assert find_competition() == folder
 
 
+def test_a_copy_of_the_data_is_not_mistaken_for_the_hidden_test_set(kaggle):
+    mount_competition(kaggle, "datasets/somebody/a-copy-of-the-data", sample=["45"], images=["45"])
+    hidden = mount_competition(kaggle)
+    assert find_competition() == hidden
+    shutil.rmtree(hidden)
+    mount_competition(kaggle, "datasets/somebody/b-synthetic", sample=["1"], images=["1"])
+    with pytest.raises(NotMounted, match="is there 2 times"): find_competition()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_notebooks_first_cell_finds_checks_and_installs_the_bundle(kaggle, place, root, checkout):
+    "The cell itself, but for pip, whose arguments are looked at."
+    source = "".join(json.loads((root / "kaggle" / "submit" / "submit.ipynb").read_text())["cells"][3]["source"])
+    cell = source.replace('[sys.executable, "-m", "pip", "install"', '["echo", "install"')
+    assert cell != source
+    run = lambda: subprocess.run([sys.executable, "-c", cell], capture_output=True, text=True, env={**os.environ, "RECODAI_KAGGLE": str(kaggle)})
+    none = run()
+    assert none.returncode and "0 bundles in" in none.stderr
+    made = build_bundle(kaggle / "input" / place, "somebody", checkout=checkout)
+    for folder in Path(f"{made.path}-submit"), Path(f"{made.path}-train"): shutil.rmtree(folder)
+    told = run()
+    assert told.returncode == 0, told.stderr
+    assert "manifest.json: OK" in told.stdout and "install --no-index --no-deps recodai_forgery-" in told.stdout
+    again = shutil.copytree(made.path, kaggle / "input" / "twice" / "somebody")
+    assert run().returncode == 0 # the same once more
+    (again / "SHA256SUMS").write_text("another")
+    two = run()
+    assert two.returncode and "2 bundles in" in two.stderr
+    shutil.rmtree(again)
+    wheel, = made.path.glob("*.whl")
+    wheel.write_bytes(wheel.read_bytes()[:-1] + b"x")
+    damaged = run()
+    assert damaged.returncode and f"{wheel.name}: FAILED" in damaged.stderr and "is damaged" in damaged.stderr
+
+
 def test_a_missing_mount_is_named_with_what_is_there(kaggle):
     mount_competition(kaggle)
     with pytest.raises(NotMounted, match=rf"the bundle: mounted in .*competitions/{COMPETITION}.*set RECODAI_BUNDLE"): find_bundle()
@@ -111,17 +146,24 @@ def test_the_sample_decides_which_rows_there_are(kaggle):
     assert validate_submission(summary.path, competition / "sample_submission.csv", competition / "test_images") == []
 
 
-@pytest.mark.parametrize("name", ["manifest.json", WEIGHTS])
-def test_a_damaged_bundle_is_refused_and_a_valid_file_stands(kaggle, name):
+def test_a_damaged_bundle_is_refused_and_a_valid_file_stands(kaggle):
     mount_competition(kaggle)
     folder = mount_bundle(kaggle)
     (folder / WEIGHTS).write_bytes(b"weights")
     write_sums(folder)
-    data = bytearray((folder / name).read_bytes())
-    data[-1] ^= 1 if name == WEIGHTS else 42 # still JSON: } and W differ
-    (folder / name).write_bytes(data if name == WEIGHTS else (folder / name).read_bytes() + b" ")
-    with pytest.raises(BadBundle, match=f"{name} is not what was bundled"): submit(command=stub(), progress=False)
+    (folder / WEIGHTS).write_bytes(b"weightt")
+    with pytest.raises(BadBundle, match=f"{WEIGHTS} is not what was bundled"): submit(command=stub(), progress=False)
     assert set(annotations(kaggle / "working" / "submission.csv").values()) == {"authentic"}
+
+
+def test_an_answer_that_is_not_valid_costs_its_row(kaggle):
+    "From a worker, which might be another version; here all its answers end outside of figure 2."
+    competition = mount_competition(kaggle)
+    cv2.imwrite(str(competition / "test_images" / "2.png"), np.zeros((1, 1, 3), np.uint8))
+    mount_bundle(kaggle)
+    code = STUB.replace('"shape": [8, 8]', '"shape": [1, 1] if name == "2" else [8, 8]')
+    summary = submit(cores=1, command=[sys.executable, "-c", code, "0", "-1"], progress=False)
+    assert annotations(summary.path) == {"1": "[1, 2]", "2": "authentic", "3": "[1, 2]"} and "not valid" in summary.notes["2"]
 
 
 def test_when_time_runs_out_the_rest_gets_a_cheaper_look_and_then_none(kaggle):
@@ -144,7 +186,7 @@ def test_workers_that_cannot_start_leave_a_valid_file_and_say_why(kaggle):
     assert set(annotations(summary.path).values()) == {"authentic"} and "no kernels in here" in str(summary)
 
 
-SUBMIT = "import sys\nfrom recodai_forgery.kernel import submit\nsubmit(cores=2, command=sys.argv[1:], progress=False, seconds_between_writes=0)"
+SUBMIT = "import sys\nfrom recodai_forgery.kernel import submit\nprint(submit(cores=2, command=sys.argv[1:], progress=False, seconds_between_writes=0))"
 
 
 def test_killed_in_mid_run(kaggle):
@@ -175,8 +217,9 @@ def test_a_disk_that_fills_up_leaves_the_file_that_stands(kaggle, monkeypatch):
         real(handle)
 
     monkeypatch.setattr(types.os, "fsync", full_after_five)
-    with pytest.raises(BadTable, match="No space left on device.*file that stands is valid"):
-        submit(cores=1, command=stub(), progress=False, seconds_between_writes=0)
+    summary = submit(cores=1, command=stub(), progress=False, seconds_between_writes=0) # an exception would throw the file away
+    assert "ONLY 4 ANSWERS STAND IN THE FILE" in str(summary) and "No space left on device" in str(summary)
+    assert "summary.json could not be written" in str(summary)
     stands = annotations(kaggle / "working" / "submission.csv")
     assert len(stands) == 20 and sum(answer != "authentic" for answer in stands.values()) == 4 # the first write had none
     assert [path.name for path in (kaggle / "working").iterdir()] == ["submission.csv"] # and no litter
@@ -206,7 +249,7 @@ def test_a_disk_that_is_really_full(kaggle):
     told = subprocess.run(["unshare", "-rm", "/bin/sh", "-c", script, "sh", str(kaggle / "working"), sys.executable, "-c",
                            SUBMIT.replace("seconds_between_writes=0", "seconds_between_writes=.2"), *stub(.002)],
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    assert "No space left on device" in told.stdout and "the file that stands is valid" in told.stdout
+    assert "No space left on device" in told.stdout and "ONLY" in told.stdout and "Traceback" not in told.stdout
     rows = told.stdout[told.stdout.index("case_id,annotation"):].splitlines()
     assert len(rows) == 401
 
@@ -244,6 +287,7 @@ def test_training_stops_in_time_and_goes_on_with_what_is_mounted(kaggle, tmp_pat
     (kaggle / "input" / "notebooks" / "somebody").mkdir(parents=True)
     shutil.move(best.parent, kaggle / "input" / "notebooks" / "somebody" / "recodai-forgery-train")
     assert find_run() is not None and not log.exists()
+    with pytest.raises(BadConfig, match="'epochs'.*cannot be changed"): kernel.train(training={"epochs": 3}, progress=False)
     again = kernel.train(1, progress=False)
     assert again == best and len(log.read_text().splitlines()) == 3
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from recodai_forgery import image as image_room
-from recodai_forgery.bundle import COMPETITION, SUMS, WEIGHTS, build_bundle, read_image
+from recodai_forgery.bundle import COMPETITION, SUMS, WEIGHTS, build_bundle, read_image, write_sums
 from recodai_forgery.image import find_images, image_info
 from recodai_forgery.rehearse import (
     ODD,
@@ -74,7 +74,7 @@ def test_a_rehearsal_with_what_was_trained(bundle):
     assert set(shown.summary["notes"]) == {str(number) for number, kind in enumerate(kinds, 1) if kind in UNREADABLE}
     assert shown.summary["ways"] == {"full": 24} and shown.summary["method"] == "hybrid"
     assert shown.kinds["ordinary"] == 12 and shown.summary["forged"] >= 2 # of six forged ones; else it has not looked
-    assert 0 < shown.predicting < shown.seconds and 2e8 < shown.peak_bytes < 29e9
+    assert 0 < shown.figure_seconds < shown.seconds / 10 and 2e8 < shown.peak_bytes < 29e9
     assert re.search(r"2200 such figures: [0-9.]+ h \(4 h: ", str(shown))
 
 
@@ -89,13 +89,23 @@ def test_a_rehearsal_shows_what_would_fail(bundle, tmp_path):
     shown = rehearse(damaged, 1, isolate=False)
     assert not shown.valid and f"{WEIGHTS}: FAILED" in shown.log and "is damaged" in shown.log and "there is no submission.csv" in shown.problems
 
+    silent = shutil.copytree(bundle, tmp_path / "silent") # workers that cannot start
+    notebook = json.loads((silent / "submit.ipynb").read_text())
+    notebook["cells"][-1]["source"] = ["import sys\n", "from recodai_forgery.kernel import submit\n", "print(submit(HOURS, command=[sys.executable, '-c', 'oh']))\n"]
+    (silent / "submit.ipynb").write_text(json.dumps(notebook))
+    write_sums(silent)
+    shown = rehearse(silent, 1, isolate=False)
+    assert not shown.valid and "1 readable figures were not judged" in str(shown) and "NameError" in str(shown)
+
     curious = shutil.copytree(bundle, tmp_path / "curious")
     notebook = json.loads((curious / "submit.ipynb").read_text())
-    notebook["cells"][1]["source"] = ["HOURS = 4.0\n", "import urllib.request\n", "urllib.request.urlopen('https://example.org')\n"]
+    notebook["cells"][1]["source"] = ["HOURS = 4.0\n", "import urllib.request\n", "import socket\n", "try: socket.gethostbyname('example.org')\n",
+                                       "except OSError: pass\n", "urllib.request.urlopen('https://example.org')\n"]
     (curious / "submit.ipynb").write_text(json.dumps(notebook))
     shown = rehearse(curious, 1, isolate=False)
     assert not shown.valid and not no_network(shown.sockets) and "there is no network in a rehearsal" in shown.log
-    assert shown.isolation == "Python's sockets are blocked"
+    assert shown.isolation == "Python's sockets are blocked" and any("gethostbyname" in one for one in shown.sockets)
+    assert "2200 such figures: not known" in str(shown)
 
     shown = rehearse(bundle, 1, memory=5e7)
     assert not shown.valid and "it took more than 0.1 GB" in shown.problems

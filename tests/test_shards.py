@@ -27,7 +27,7 @@ for line in sys.stdin:
         if name.startswith("hang"): time.sleep(600)
         time.sleep(full if task["way"] == "full" else cheap)
         told.append({"case_id": name, "shape": [8, 8], "p_forged": 0.5, "annotation": "[1, 2]", "seconds": full, "note": ""})
-    print(json.dumps({"predictions": told, "ends": name.startswith("last")}), flush=True)
+    print("no JSON" if name.startswith("odd") else json.dumps({"predictions": told}), flush=True)
 """
 
 
@@ -46,12 +46,12 @@ def collect(answers): return {prediction.case_id: (way, prediction.note) for pre
 
 
 def test_every_figure_is_answered_once_whatever_happens_to_the_workers(figures):
-    paths = figures("exit1", "once2", "hang3", "last4", *map(str, range(10, 30)))
+    paths = figures("exit1", "once2", "hang3", "odd4", *map(str, range(10, 30)))
     answers = list(predict_shards(paths, [Job()] * 2, 60, figure_seconds=1, command=stub(0, 0)))
     told = {prediction.case_id: (way, prediction.note) for prediction, way in answers}
     assert len(answers) == len(told) == len(paths)
-    assert {name: way for name, (way, _) in told.items() if way != "full"} == {"exit1": "lost", "once2": "cheap", "hang3": "lost"}
-    assert "status 7" in told["exit1"][1] and "no answer within 1 s" in told["hang3"][1] and not told["last4"][1]
+    assert {name: way for name, (way, _) in told.items() if way != "full"} == {"exit1": "lost", "once2": "cheap", "hang3": "lost", "odd4": "lost"}
+    assert "status 7" in told["exit1"][1] and "no answer within 1 s" in told["hang3"][1]
 
 
 def test_a_batch_that_loses_its_worker_loses_one_figure(figures):
@@ -87,19 +87,45 @@ def test_no_worker_outlives_its_owner(figures):
     assert not [command for command in commands if STUB.encode() in command]
 
 
+def test_workers_that_start_nowhere_leave_the_time_to_the_others(figures):
+    "Only one of four can start; the clock must not count on the rest."
+    paths = figures(*map(str, range(40)))
+    starter = ("import os, sys\n" + f"folder = {str(paths[0].parent)!r}\n"
+               "try: os.mkdir(folder + '/taken')\nexcept FileExistsError:\n    sys.exit('no more memory')\n")
+    told = collect(predict_shards(paths, [Job()] * 4, 14, command=[sys.executable, "-c", starter + STUB, ".5", ".02"]))
+    assert {way for way, _ in told.values()} == {"full", "cheap"} and len(told) == 40
+
+
+def test_a_gpu_on_which_no_worker_starts_is_exchanged_for_the_cpu(figures):
+    code = "import json, sys\nif json.loads(sys.argv[3])['device'] != 'cpu': sys.exit('CUDA driver is too old')\n"
+    faults = []
+    told = collect(predict_shards(figures("1", "2"), [Job(device="cuda:0")], 60, command=[sys.executable, "-c", code + STUB, "0", "0"], faults=faults))
+    assert told == {"1": ("full", ""), "2": ("full", "")} and "cuda:0 given up" in faults[0] and "CUDA driver is too old" in faults[0]
+
+
+def test_a_worker_whose_pipe_stays_open_does_not_keep_the_others_waiting(figures, monkeypatch):
+    "As a process in the driver's hands, which cannot be killed: here its child holds the pipe."
+    monkeypatch.setattr(shards, "GRACE", 1.)
+    code = "import subprocess, sys\nsubprocess.Popen(['sleep', '30'])\n"
+    began = time.monotonic()
+    told = collect(predict_shards(figures("1", "hang2"), [Job()], 3, command=[sys.executable, "-c", code + STUB, "0", "-1"]))
+    assert time.monotonic() - began < 10 and told["1"] == ("full", "") and told["hang2"][0] == "unanswered"
+
+
 def test_a_fault_of_ours_costs_the_figure_and_the_worker_no_more(figures):
-    "In a real worker: exceptions that no figure should cause."
+    "In a real worker: exceptions that no figure should cause, after which nothing works in that process, as after a CUDA assert."
     paths = figures("1", "13", "3")
     code = ("import sys\nfrom recodai_forgery.shards import serve\nfrom recodai_forgery.types import Prediction\n"
-            "class Faulty:\n    def hurried(self): return None\n    def predict_batch(self, paths):\n        for path in paths:\n"
-            "            if path.stem == '13': raise RuntimeError('device-side assert')\n            yield Prediction(path.stem, (8, 8))\n"
+            "class Faulty:\n    dead = False\n    def hurried(self): return None\n    def predict_batch(self, paths):\n        for path in paths:\n"
+            "            self.dead |= path.stem == '13'\n            if self.dead: raise RuntimeError('device-side assert')\n"
+            "            yield Prediction(path.stem, (8, 8))\n"
             "serve(Faulty(), sys.stdin, sys.stdout)")
     told = collect(predict_shards(paths, [Job(size=64)], 60, batch_size=3, command=[sys.executable, "-c", code]))
     assert "RuntimeError: device-side assert" in told.pop("13")[1] and all(note == "" for _, note in told.values()) and len(told) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["maskrcnn", "hybrid", "match"])
+@pytest.mark.parametrize("method", ["maskrcnn", "match"]) # hybrid: in test_kernel.py
 def test_two_workers_answer_what_one_does_and_what_the_detector_does(tmp_path, method):
     rng, folder, checkpoint = np.random.default_rng(0), tmp_path / "figures", None
     folder.mkdir()
@@ -126,8 +152,8 @@ def test_clock_never_leaves_too_little_for_the_rest():
             while figures and (way := clock.way(now, figures, 1)):
                 clock.note(way, 2 * costs[way], 2)
                 now, figures = now + costs[way], figures - 2
-            assert figures <= 0 or seconds < 500 * costs["cheap"] * clock.margin + 1.5 * 500
             assert now <= seconds + costs["full"]
+            if seconds > 500 * max(1., costs["cheap"]) * clock.margin: assert figures <= 0 # the first guess of the cheap look is 1 s
 
 
 def test_jobs_are_shared_out():
@@ -140,6 +166,7 @@ def test_jobs_are_shared_out():
 
 def test_gpus_without_code_are_left_idle_and_said_so(monkeypatch):
     "As on Kaggle's P100, for which the image's torch has no code."
+    monkeypatch.setattr(shards.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(shards.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(shards.torch.cuda, "get_device_capability", lambda place: [(6, 0), (7, 5)][place])
     monkeypatch.setattr(shards.torch.cuda, "get_device_name", lambda place: ["Tesla P100", "Tesla T4"][place])
