@@ -13,6 +13,7 @@ import cv2
 import numba
 import numpy as np
 from bench_kernel import kernel_overhead
+from bench_match import matcher_speed
 from bench_model import paste_memory
 from scipy.optimize import linear_sum_assignment
 
@@ -117,6 +118,7 @@ def main():
         for what, peer, ratio, bar, ours in part():
             verdict = "" if bar is None else f">= {bar:g} " + ("met" if ratio >= bar else "MISSED")
             print(f"{what:<66} {peer:<30} {ratio:>7.1f}x  {verdict:<12} {ours}", flush=True)
+    print(*matcher_speed(), sep="\n", flush=True)
     for what, peer, ratio, bar, ours in kernel_overhead(): # less is better
         print(f"{what:<66} {peer:<30} {ratio:>7.3f}x  {f'<= {bar:g} ' + ('met' if ratio <= bar else 'MISSED'):<12} {ours}", flush=True)
 
