@@ -40,12 +40,13 @@ def bench_cases(figures: int | None = None) -> tuple[list[Case], pd.DataFrame]:
 
 
 def search(case: Case, cache: Path | None, config: MatchConfig):
-    "Candidates of a figure, from the cache where they are there; wall-clock and processor seconds and steps of the search."
+    "Candidates of a figure with their truth, from the cache where they are there; wall-clock and processor seconds and steps of the search."
     path = cache / f"{case.split}_{case.case_id}.pkl" if cache else None
     if path and path.exists(): return pickle.loads(path.read_bytes())
     start, processor, steps = time.perf_counter(), time.process_time(), {}
     candidates, planes = find_candidates(load_image(case.image), config, steps)
-    found = candidates, planes.shape, planes.scale, time.perf_counter() - start, time.process_time() - processor, steps
+    spent = time.perf_counter() - start, time.process_time() - processor
+    found = label(case, candidates, planes), spent, steps
     if path: path.write_bytes(pickle.dumps(found))
     return found
 
@@ -71,9 +72,9 @@ def main() -> None:
     cases, table = bench_cases(options.figures)
     examined, times, steps = [], [], []
     for case in cases:
-        candidates, shape, scale, wall, processor, step = search(case, options.cache, MatchConfig(budget=options.budget))
-        examined.append(label(case, candidates, shape, scale))
-        times.append((wall, processor))
+        one, spent, step = search(case, options.cache, MatchConfig(budget=options.budget))
+        examined.append(one)
+        times.append(spent)
         steps.append(step)
     decisions = cross_validate(examined)
     rows = []

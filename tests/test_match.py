@@ -135,8 +135,8 @@ def test_gate_needs_both_kinds(tmp_path):
     forged, truth = plant(texture())
     np.save(tmp_path / "mask.npy", truth[None].astype(np.uint8))
     candidates, planes = find_candidates(forged, MatchConfig(checks=6))
-    one = label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", truth.shape), candidates, planes.shape, planes.scale)
+    one = label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", truth.shape), candidates, planes)
     assert one.true[0] and one.f1[0] > .9
     with pytest.raises(BadConfig, match="fit on"): fit_gate([one])
     with pytest.raises(BadMask, match="must be"):
-        label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", (9, 9)), candidates, planes.shape, planes.scale)
+        label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", (9, 9)), candidates, planes)
