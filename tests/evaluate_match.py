@@ -42,14 +42,18 @@ def bench_cases(figures: int | None = None) -> tuple[list[Case], pd.DataFrame]:
 
 
 SYNTH = SynthConfig(kinds=(.7, .1, .2, 0), area=(.002, .004, .010, .03, .1), longest_min=256, longest_max=800, aspect_max=3)
+PAIRS = replace(SYNTH, kinds=(0, 0, 0, 1), area=(.05, .08, .15, .2, .28))
 
 def synth_cases(count: int, folder: Path) -> list[Case]:
     "Figures made to learn from, each of a single group of sources, so that it can be left out with its group."
     group = pd.read_csv(SHARED / "bench" / "ATTRIBUTION.csv").groupby("group")["file"].apply(list)
-    cases = []
+    cases, many = [], group[group.map(len) >= 4]
     for number in range(count):
-        name, files = group.index[number % len(group)], group.iloc[number % len(group)]
-        try: made = draw_figure([SHARED / "figures" / file for file in files], 7, number, replace(SYNTH, kinds=(1, 0, 0, 0)) if len(files) < 4 else SYNTH)
+        pairs = number >= .88 * count # the last eighth: figures with a panel used twice
+        pool = many if pairs else group
+        name, files = pool.index[number % len(pool)], pool.iloc[number % len(pool)]
+        config = PAIRS if pairs else SYNTH if len(files) >= 4 else replace(SYNTH, kinds=(1, 0, 0, 0))
+        try: made = draw_figure([SHARED / "figures" / file for file in files], 7, number, config)
         except NoPlace: continue
         for split, image in (("forged", made.image), ("authentic", made.authentic)):
             path = folder / f"{split}_{number}.png"
