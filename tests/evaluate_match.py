@@ -1,4 +1,4 @@
-"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--write-gate FILE].
+"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--synth N] [--write-gate FILE].
 
 Finds the test data by RECODAI_SHARED (default ../shared). The first run searches all 240 figures; with --cache the candidates are kept.
 """
@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,6 +22,7 @@ from recodai_forgery.image import load_image
 from recodai_forgery.match import annotate, cross_validate, fit_gate, label
 from recodai_forgery.metric import bootstrap_interval, image_score
 from recodai_forgery.rle import encode
+from recodai_forgery.synth import NoPlace, SynthConfig, draw_figure
 from recodai_forgery.types import Case
 
 SHARED = Path(os.environ.get("RECODAI_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
@@ -39,13 +41,38 @@ def bench_cases(figures: int | None = None) -> tuple[list[Case], pd.DataFrame]:
     return cases, table
 
 
+SYNTH = SynthConfig(kinds=(.7, .1, .2, 0), area=(.002, .004, .010, .03, .1), longest_min=256, longest_max=800, aspect_max=3)
+PAIRS = replace(SYNTH, kinds=(0, 0, 0, 1), area=(.05, .08, .15, .2, .28))
+
+def synth_cases(count: int, folder: Path) -> list[Case]:
+    "Figures made to learn from, each of a single group of sources, so that it can be left out with its group."
+    group = pd.read_csv(SHARED / "bench" / "ATTRIBUTION.csv").groupby("group")["file"].apply(list)
+    cases, many = [], group[group.map(len) >= 4]
+    for number in range(count):
+        pairs = number >= .88 * count # the last eighth: figures with a panel used twice
+        pool = many if pairs else group
+        name, files = pool.index[number % len(pool)], pool.iloc[number % len(pool)]
+        config = PAIRS if pairs else SYNTH if len(files) >= 4 else replace(SYNTH, kinds=(1, 0, 0, 0))
+        try: made = draw_figure([SHARED / "figures" / file for file in files], 7, number, config)
+        except NoPlace: continue
+        for split, image in (("forged", made.image), ("authentic", made.authentic)):
+            path = folder / f"{split}_{number}.png"
+            if not path.exists(): cv2.imwrite(str(path), image[..., ::-1])
+            mask = path.with_suffix(".npy") if split == "forged" else None
+            if mask: np.save(mask, made.masks)
+            cases.append(Case(split, f"synth{number}", path, mask, image.shape[:2], events=len(made.masks) if mask else 0, group=name))
+    return cases
+
+
 def search(case: Case, cache: Path | None, config: MatchConfig):
-    "Candidates of a figure, from the cache where they are there; wall-clock and processor seconds and steps of the search."
+    "Candidates of a figure with their truth, from the cache where they are there; wall-clock and processor seconds and steps of the search."
     path = cache / f"{case.split}_{case.case_id}.pkl" if cache else None
     if path and path.exists(): return pickle.loads(path.read_bytes())
     start, processor, steps = time.perf_counter(), time.process_time(), {}
     candidates, planes = find_candidates(load_image(case.image), config, steps)
-    found = candidates, planes.shape, planes.scale, time.perf_counter() - start, time.process_time() - processor, steps
+    spent = time.perf_counter() - start, time.process_time() - processor
+    steps["megapixels"] = (config.work - planes.budget.pixels) / 1e6
+    found = label(case, candidates, planes), spent, steps
     if path: path.write_bytes(pickle.dumps(found))
     return found
 
@@ -65,17 +92,21 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=MatchConfig().budget, help="seconds a figure; raise it on a busy machine")
     parser.add_argument("--figures", type=int, help="only the first N pairs")
     parser.add_argument("--write-gate", type=Path, help="fit on all figures and write the gate here")
+    parser.add_argument("--synth", type=int, default=0, help="also learn from N pairs of made figures (with --cache)")
     options = parser.parse_args()
+    if options.synth and not options.cache: parser.error("--synth needs --cache")
     if options.cache: options.cache.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     cases, table = bench_cases(options.figures)
     examined, times, steps = [], [], []
     for case in cases:
-        candidates, shape, scale, wall, processor, step = search(case, options.cache, MatchConfig(budget=options.budget))
-        examined.append(label(case, candidates, shape, scale))
-        times.append((wall, processor))
+        one, spent, step = search(case, options.cache, MatchConfig(budget=options.budget))
+        examined.append(one)
+        times.append(spent)
         steps.append(step)
-    decisions = cross_validate(examined)
+    config = MatchConfig(budget=options.budget)
+    extra = [search(case, options.cache, config)[0] for case in synth_cases(options.synth, options.cache)] if options.synth else []
+    decisions = cross_validate(examined, config, extra)
     rows = []
     for case, decision, one in zip(cases, decisions, examined, strict=True):
         truth = np.load(case.mask) if case.mask else None
@@ -97,7 +128,7 @@ def main() -> None:
     wall, processor = np.array(times).T
     print(f"seconds a figure: wall clock mean {wall.mean():.2f} max {wall.max():.2f}, processor mean {processor.mean():.2f} max {processor.max():.2f}")
     print("steps:", pd.DataFrame(steps).fillna(0).mean().round(3).to_dict())
-    if options.write_gate: save_gate(fit_gate(examined), options.write_gate)
+    if options.write_gate: save_gate(fit_gate(examined, extra), options.write_gate)
 
 
 if __name__ == "__main__":

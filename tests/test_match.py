@@ -1,4 +1,6 @@
 """What the matcher must do on figures whose truth is exact, and on figures that are odd."""
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 from skimage import data
 
 from recodai_forgery.align import MIRROR, MatchConfig, find_keypoints
+from recodai_forgery.border import fit_border
 from recodai_forgery.evidence import find_candidates
-from recodai_forgery.gate import load_gate
+from recodai_forgery.gate import draw, load_gate
 from recodai_forgery.image import load_image
 from recodai_forgery.match import find_decision, find_events, fit_gate, label
 from recodai_forgery.types import BadConfig, BadMask, Case, Region, iou
@@ -112,6 +115,30 @@ def test_spent_budget_ends_the_search():
     assert find_candidates(forged, MatchConfig(budget=1e-9))[0] == []
 
 
+def test_work_is_bounded_by_a_count():
+    unit = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8), (40, 40), interpolation=cv2.INTER_CUBIC)
+    tiled = np.tile(unit, (20, 25, 1))
+    config = MatchConfig(keypoints=1500, work=3e6)
+    candidates, planes = find_candidates(tiled, config)
+    assert planes.budget.pixels > -5 * tiled.shape[0] * tiled.shape[1] # the check that spends the last pixels may end
+    again, _ = find_candidates(tiled, config)
+    assert [candidate.source.box for candidate in candidates] == [candidate.source.box for candidate in again]
+
+
+def test_border_is_learned_from_true_candidates(tmp_path):
+    forged, truth = plant(texture(), angle=20, axes=(20, 15))
+    np.save(tmp_path / "mask.npy", truth[None].astype(np.uint8))
+    candidates, planes = find_candidates(forged, MatchConfig(checks=8))
+    one = label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", truth.shape), candidates, planes)
+    assert one.true.any() and len(one.rows) == len(one.copied) > 100
+    best = candidates[int(one.true.argmax())]
+    gate = replace(load_gate(), border=fit_border(one.rows, one.copied))
+    drawn = draw(gate, best, planes)
+    masks = [region.full_mask(truth.shape) for region in drawn.regions]
+    both = masks[0] | masks[1]
+    assert 2 * (both & truth).sum() / (both.sum() + truth.sum()) > .9
+
+
 def test_mirrored_descriptors_are_a_permutation():
     gray = cv2.cvtColor(texture(), cv2.COLOR_RGB2GRAY)
     config = MatchConfig(enlarge=1, keypoints=4000)
@@ -135,8 +162,8 @@ def test_gate_needs_both_kinds(tmp_path):
     forged, truth = plant(texture())
     np.save(tmp_path / "mask.npy", truth[None].astype(np.uint8))
     candidates, planes = find_candidates(forged, MatchConfig(checks=6))
-    one = label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", truth.shape), candidates, planes.shape, planes.scale)
+    one = label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", truth.shape), candidates, planes)
     assert one.true[0] and one.f1[0] > .9
     with pytest.raises(BadConfig, match="fit on"): fit_gate([one])
     with pytest.raises(BadMask, match="must be"):
-        label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", (9, 9)), candidates, planes.shape, planes.scale)
+        label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", (9, 9)), candidates, planes)
