@@ -21,7 +21,7 @@ __all__ = ['CLIP', 'GATE_FILE', 'LEAST_P', 'RELATIVE', 'EVIDENCE', 'sigmoid', 'l
 
 # %% ../nbs/08_gate.ipynb #2b0c7076
 from .align import Planes
-from .border import both_regions, draw_border, read_band
+from .contour import both_regions, draw_border, read_band
 from .evidence import Candidate, same_map, share_place
 from .types import BadConfig, Event, Link, Region, atomic_path, intersection, union
 

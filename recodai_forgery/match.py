@@ -22,7 +22,7 @@ __all__ = ['resize_region', 'resize_event', 'packaged_gate', 'find_decision', 'f
 
 # %% ../nbs/08_match.ipynb #d283e016
 from .align import MatchConfig, Planes
-from .border import PIXEL, both_regions, draw_border, fit_border, read_band, sample_band
+from .contour import PIXEL, both_regions, draw_border, fit_border, read_band, sample_band
 from .check import Overlap, carry_mask
 from .evidence import Candidate, find_candidates
 from .gate import Decision, Gate, decide, fit_candidates, load_gate, logit

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 from recodai_forgery.align import MIRROR, MatchConfig, find_keypoints
-from recodai_forgery.border import fit_border
+from recodai_forgery.contour import fit_border
 from recodai_forgery.evidence import find_candidates
 from recodai_forgery.gate import draw, load_gate
 from recodai_forgery.image import load_image
