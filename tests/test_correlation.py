@@ -87,7 +87,7 @@ def test_rows_come_in_chunks_and_memory_stays_small():
 @pytest.mark.parametrize("offset", [(96, 64), (61, 90), (-70, 83), (3, 101)])
 def test_planted_copy_is_found_within_a_cell(shape, offset):
     "Also where the offset is no multiple of a cell or of a feature's stride."
-    image, (dx, dy), size = cv2.GaussianBlur(figure(*shape, side=8), (0, 0), 3), offset, 48
+    image, (dx, dy), size = cv2.GaussianBlur(figure(*shape, side=8), (0, 0), 3), offset, 60
     x, y = (18 if dx > 0 else 76), 22
     image[y + dy:y + dy + size, x + dx:x + dx + size] = image[y:y + size, x:x + size]
     field, _ = matches(build_model(WITH).eval(), [image])
