@@ -371,7 +371,8 @@ def test_presets():
 
 @pytest.mark.parametrize("options", [
     {"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1}, {"learning_rate": float("nan")}, {"workers": -1}, {"momentum": 2},
-    {"validation_fraction": 0}, {"validation_fraction": 1}, {"seed": -1}, {"max_hours": -1}])
+    {"validation_fraction": 0}, {"validation_fraction": 1}, {"seed": -1}, {"max_hours": -1},
+    {"accumulate": 0}, {"average": 1}, {"synthetic": 1.5}])
 def test_refused_options(options):
     with pytest.raises(BadConfig, match=next(iter(options))): TrainConfig(**options)
 
