@@ -12,11 +12,12 @@ from test_train import MODEL, TRAIN, equal, last, write_tree
 import recodai_forgery.train as training
 from recodai_forgery.data import ForgeryDataset, index_tree, make_loader
 from recodai_forgery.model import build_model, load_model
-from recodai_forgery.state import Process, Share, joined, this_process
+from recodai_forgery.state import Process, Share, agreed, gather, joined, this_process
 from recodai_forgery.thresholds import validate
 from recodai_forgery.train import make_optimizer, train, train_step
 from recodai_forgery.types import BadConfig, NotFinite
 
+pytestmark = pytest.mark.slow
 CONFIG = replace(TRAIN, epochs=3, batch_size=1, validation_fraction=.34)
 
 
@@ -55,7 +56,7 @@ def worker(folder: Path) -> None:
     "What each of two processes does."
     cases, found = index_tree(folder / "tree").cases, {}
     with joined(torch.device("cpu")) as (process, _), pytest.MonkeyPatch.context() as patch:
-        found["process"] = tuple(process)
+        found["process"], found["together"] = tuple(process), (gather(process.rank), agreed(process.rank == 0), agreed(process.rank == 1))
         with pytest.MonkeyPatch.context() as still:
             no_lots(still)
             figure = four_each(ForgeryDataset(cases, 64))[process.rank]
@@ -105,7 +106,7 @@ def test_two_processes_of_one_figure_are_one_of_two(two, monkeypatch):
     no_lots(monkeypatch)
     figures, model = four_each(ForgeryDataset(index_tree(folder / "tree").cases, 64)), build_model(MODEL).double()
     expected = gradients([tuple(map(list, zip(*figures, strict=True)))], model)
-    assert [one["process"][:2] for one in found] == [(0, 2), (1, 2)]
+    assert [one["process"][:2] for one in found] == [(0, 2), (1, 2)] and found[0]["together"] == found[1]["together"] == ([0, 1], True, False)
     assert len({float(weight.abs().max()) for weight in expected}) > 10
     for one in found: assert all(torch.allclose(a, b, atol=1e-6, rtol=0) for a, b in zip(one["gradients"], expected, strict=True))
     alone = gradients([([figures[0][0]], [figures[0][1]])], model)
@@ -139,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_all_processes(two):
     "The process that has the figure names it; the other one stops as well, and nothing was changed in either."
     folder, (first, second) = two
     assert first["unchanged"] and second["unchanged"]
-    assert "another batch" in first["problem"] and "train_images" in second["problem"] and "is nan" in second["problem"]
+    assert "another process" in first["problem"] and "train_images" in second["problem"] and "is nan" in second["problem"]
 
 
 def test_half_of_what_torchrun_sets(monkeypatch):

@@ -34,7 +34,18 @@ from recodai_forgery.thresholds import (
     validate,
     validation_losses,
 )
-from recodai_forgery.train import PRESETS, LossWatch, Run, TrainConfig, learning_rate, make_optimizer, train, train_epoch, train_step
+from recodai_forgery.train import (
+    PRESETS,
+    LossWatch,
+    Run,
+    TrainConfig,
+    follow,
+    learning_rate,
+    make_optimizer,
+    train,
+    train_epoch,
+    train_step,
+)
 from recodai_forgery.types import AUTHENTIC, BadCheckpoint, BadConfig, BadTree, NotFinite, Region
 
 MODEL = ModelConfig("mobilenet_v2", size=64, channels=8, anchor_sizes=(8, 16, 32, 64, 128), detections=20, samples=16)
@@ -336,10 +347,13 @@ def test_the_average_is_what_is_kept(tree, tmp_path):
 
 def test_losses_are_summed_in_order_and_checked():
     watch = LossWatch(Counter())
-    for value in (1., 2.): watch.add({"a": torch.tensor(value), "b": torch.tensor(.5)}, torch.tensor(0.), [])
-    assert watch.look() == 2.5 and watch.sums == {"a": 3., "b": 1.} and watch.look(wait=True) is None
-    watch.add({"a": torch.tensor(1.)}, torch.tensor(1.), [])
-    with pytest.raises(NotFinite, match="another batch"): watch.look()
+    parts = lambda value: {"a": torch.tensor(value), "b": torch.tensor(.5)}
+    for value in (1., 2.): watch.add([parts(value), parts(0.)], torch.tensor(0.), [["one"], ["two"]])
+    assert watch.look() == .5 and watch.sums == {"a": 3., "b": 2.} and watch.look(wait=True) is None
+    watch.add([parts(1.)], torch.tensor(1.), [["one"]])
+    with pytest.raises(NotFinite, match="another process"): watch.look()
+    watch.add([parts(1.), parts(math.inf)], torch.tensor(1.), [["one"], ["two", "three"]])
+    with pytest.raises(NotFinite, match="^two, three: a is inf"): watch.look()
 
 
 def test_optimizer_as_the_plan_says():
@@ -444,3 +458,40 @@ def test_benchmark_figures_train(shared, tmp_path):
     cases = [case for case in index_tree(shared / "bench" / "dev").cases if case.forged is not None][::40]
     best = train((cases, cases[:2]), tmp_path, MODEL, replace(TRAIN, epochs=1), progress=False)
     assert 0 < load_model(best)[2]["validation_loss"] < 20
+
+
+# ---------------------------------------------------------------- on a GPU
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("correlation", [0, 64])
+def test_a_run_on_a_gpu(tree, tmp_path, correlation):
+    "Half precision, channels last, the device's own guard against losses that are not finite; stopped and resumed."
+    model = replace(MODEL, correlation=correlation)
+    for config in replace(TRAIN, device="cuda", max_hours=0), replace(TRAIN, device="cuda"):
+        best = train(tree, tmp_path, model, config, resume=True, progress=False)
+    rows = last(tmp_path)["history"]
+    assert len(rows) == 2 and all(math.isfinite(row["train_loss"]) and row["not_finite"] == 0 for row in rows)
+    regions, = detect(load_model(best)[0].cuda(), [load_image(index_tree(tree).cases[0].image)], 64)
+    assert all(0 < region.score <= 1 for region in regions)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_our_part_of_a_step_does_not_wait_for_the_gpu():
+    "Everything but torchvision's own network: the guard, the update, the average, the losses on their way."
+    class Network(torch.nn.Linear):
+        def forward(self, images, targets): return {"loss": super().forward(torch.stack(images)).square().mean()}
+    network = Network(4, 4).cuda()
+    run, watch = a_run(network), LossWatch(Counter())
+    batch = [torch.ones(4, device="cuda")] * 2, [{"boxes": torch.ones(1, device="cuda")}] * 2
+    train_step(network, run.optimizer, run.scaler, [batch])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(5):
+            found, broken = train_step(network, run.optimizer, run.scaler, [batch])
+            watch.add(found, broken, [[]])
+            watch.look()
+            follow(run.average, run.model, step, .9)
+    finally: torch.cuda.set_sync_debug_mode("default")
+    assert watch.look(wait=True) >= 0
