@@ -1,8 +1,13 @@
-"""What a lesson of 07_train cannot say: resuming to the last bit, runs that die, thresholds by brute force, a network that learns."""
+"""What lessons of 07_state, 07_thresholds and 07_train cannot say: resuming to the last bit, runs that die, thresholds by brute force, a network that learns."""
+import copy
 import csv
+import itertools
 import json
 import math
+import multiprocessing
 import pickle
+import time
+from collections import Counter
 from dataclasses import replace
 
 import cv2
@@ -18,24 +23,33 @@ from recodai_forgery.image import load_image, resize_image
 from recodai_forgery.metric import image_score
 from recodai_forgery.model import ModelConfig, build_model, detect, group_regions, load_model, to_tensor
 from recodai_forgery.rle import encode
-from recodai_forgery.train import (
-    PRESETS,
+from recodai_forgery.state import PARTS, random_state, read_run, save_run
+from recodai_forgery.thresholds import (
     THRESHOLDS,
-    TrainConfig,
     annotation,
+    fixed_draws,
     judge,
-    learning_rate,
-    make_optimizer,
     score_at,
-    train,
-    train_step,
     tune_thresholds,
     validate,
     validation_losses,
 )
+from recodai_forgery.train import (
+    PRESETS,
+    LossWatch,
+    Run,
+    TrainConfig,
+    follow,
+    learning_rate,
+    make_optimizer,
+    train,
+    train_epoch,
+    train_step,
+)
 from recodai_forgery.types import AUTHENTIC, BadCheckpoint, BadConfig, BadTree, NotFinite, Region
 
 MODEL = ModelConfig("mobilenet_v2", size=64, channels=8, anchor_sizes=(8, 16, 32, 64, 128), detections=20, samples=16)
+TIMES = {"seconds": 0, "validation_seconds": 0}
 TRAIN = TrainConfig(epochs=2, batch_size=2, learning_rate=.04, workers=0, validation_fraction=.34)
 
 
@@ -78,7 +92,8 @@ def equal(one, other):
 
 def last(run):
     state = torch.load(run / "last.pt", weights_only=True)
-    for row in state["history"]: row.pop("seconds")
+    for row in state["history"]: row.pop("seconds"), row.pop("validation_seconds")
+    state["position"].pop("seconds")
     return state
 
 
@@ -90,10 +105,10 @@ def test_two_epochs_are_one_and_resume_and_one(tree, straight, tmp_path):
     torch.rand(7), np.random.rand(7) # another process would not stand where this one stands
     train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False)
     one, other = last(straight), last(tmp_path)
-    assert one["optimizer"]["state"] and one.keys() == {"model", "optimizer", "scaler", "random", "history", "options"}
+    assert one["optimizer"]["state"] and one.keys() == set(PARTS)
     for part in one: assert equal(one[part], other[part]), part
     (a, *rest), (b, *others) = load_model(straight / "best.safetensors"), load_model(tmp_path / "best.safetensors")
-    assert equal(a.state_dict(), b.state_dict()) and rest[0] == others[0] and rest[1] | {"seconds": 0} == others[1] | {"seconds": 0}
+    assert equal(a.state_dict(), b.state_dict()) and rest[0] == others[0] and rest[1] | TIMES == others[1] | TIMES
     train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False) # nothing is left to do
     assert equal(last(tmp_path), other)
 
@@ -108,7 +123,7 @@ def test_a_run_that_dies_goes_on(tree, straight, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train_step", dying)
     with pytest.raises(KeyboardInterrupt): train(tree, tmp_path, MODEL, replace(TRAIN, workers=1), progress=False)
     monkeypatch.setattr(training, "train_step", step)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "config.json", "curves.png", "last.pt", "log.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "tensorboard") == ["best.safetensors", "config.json", "curves.png", "last.pt", "log.csv"]
     train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False)
     assert equal(last(straight), last(tmp_path))
 
@@ -136,6 +151,62 @@ def test_damaged_state_is_refused(tree, straight, tmp_path):
     for damaged in (b"", whole[:1000], whole[:-1000], b"x" * 1000, *other):
         (tmp_path / "last.pt").write_bytes(damaged)
         with pytest.raises(BadCheckpoint, match="last.pt"): train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False)
+
+
+def test_stopped_within_an_epoch(tree, tmp_path, monkeypatch):
+    "6 steps = 3 + resume + 3: three epochs of two steps, stopped in the second, again in the third, and at its end before the validation."
+    config, stops = replace(TRAIN, epochs=3, batch_size=2), []
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(tree, straight, MODEL, config, progress=False)
+    for steps, position in ((3, (1, 1)), (2, (2, 1)), (1, (2, 2))):
+        def counted(*arguments):
+            stops.append(0)
+            return train_step(*arguments)
+        monkeypatch.setattr(training, "train_step", counted)
+        monkeypatch.setattr(training, "agreed", lambda late, steps=steps: len(stops) >= steps)
+        stops.clear()
+        torch.rand(7), np.random.rand(7)
+        train(tree, stopped, MODEL, replace(config, max_hours=1), resume=True, progress=False)
+        state = last(stopped)
+        assert (len(state["history"]), state["position"]["batches"]) == position
+    monkeypatch.undo()
+    train(tree, stopped, MODEL, config, resume=True, progress=False)
+    one, other = last(straight), last(stopped)
+    for part in one: assert equal(one[part], other[part]), part
+    assert equal(dict(load_model(straight / "best.safetensors")[0].state_dict()), dict(load_model(stopped / "best.safetensors")[0].state_dict()))
+
+
+def save_forever(path):
+    "States whose every number says which state it is."
+    for number in itertools.count():
+        weight = torch.from_numpy(np.full(500_000, number)) # by numpy: torch's threads do not survive a fork
+        save_run(path, dict.fromkeys(PARTS, 0) | {"model": {"weight": weight}, "history": [number]})
+
+
+def test_killed_while_saving(tmp_path):
+    "kill -9 at any moment leaves a whole state, the one before or the new one."
+    path, seen, unfinished = tmp_path / "last.pt", [], 0
+    for attempt in range(20):
+        path.unlink(missing_ok=True)
+        saver = multiprocessing.get_context("fork").Process(target=save_forever, args=(path,))
+        saver.start()
+        try:
+            while not path.exists(): time.sleep(.001)
+            time.sleep(.005 * attempt)
+        finally:
+            saver.kill()
+            saver.join()
+        state = read_run(path)
+        seen.append(state["history"][0])
+        assert torch.equal(state["model"]["weight"], torch.full((500_000,), seen[-1]))
+        unfinished += len([*tmp_path.iterdir()]) > 1
+        for left in tmp_path.glob(".*"): left.unlink()
+    assert max(seen) > 2 and unfinished > 2 # some died in the middle of a file
+
+
+def test_a_state_that_lacks_a_part_is_not_saved(tmp_path):
+    with pytest.raises(BadCheckpoint, match="has the parts"): save_run(tmp_path / "last.pt", {"model": {}})
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- what a run leaves behind
@@ -186,33 +257,103 @@ def test_nothing_to_train_on(tree, tmp_path):
 
 # ---------------------------------------------------------------- the step
 
+def state_of(run): return copy.deepcopy({"model": run.model.state_dict(), "average": run.average.state_dict(),
+                                         "optimizer": run.optimizer.state_dict()["state"]})
+
+
+def a_run(model, config=TRAIN):
+    return Run(model, copy.deepcopy(model), make_optimizer(model, config), torch.amp.GradScaler("cpu", enabled=False), {})
+
+
 def test_loss_that_is_not_finite_stops_before_the_update(tree, tmp_path, monkeypatch):
     cases, seen, step = index_tree(tree).cases, [], train_step
-    def poisoned(model, optimizer, scaler, images, targets, batch):
-        if len(seen) == 1:
-            images[0][:] = math.inf
-            seen.append(({name: value.clone() for name, value in model.state_dict().items()}, model, batch))
-        seen.append(batch)
-        return step(model, optimizer, scaler, images, targets, batch)
+    def poisoned(model, optimizer, scaler, batches):
+        if len(seen) == 1: batches[0][0][0][:] = math.inf
+        seen.append(copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"])))
+        done = step(model, optimizer, scaler, batches)
+        seen[-1] += ([cases[int(target["image_id"])] for target in batches[0][1]], (model.state_dict(), optimizer.state_dict()["state"]))
+        return done
     monkeypatch.setattr(training, "train_step", poisoned)
     with pytest.raises(NotFinite, match="were not changed") as caught: train((cases, cases), tmp_path, MODEL, TRAIN, progress=False)
-    before, model, batch = seen[1]
-    assert all(str(case.image) in str(caught.value) for case in batch) and equal(before, dict(model.state_dict()))
-    assert not (tmp_path / "last.pt").exists()
+    *before, batch, after = seen[1]
+    assert len(seen) == 2 and equal(before, list(after)) and not equal(seen[0][:2], before)
+    assert all(str(case.image) in str(caught.value) for case in batch) and not (tmp_path / "last.pt").exists()
+
+
+def test_an_update_that_is_left_out_first_leaves_no_rubbish(tree):
+    "The momentum of a first step that does not happen; and the next step is the first."
+    (image, target), model, other = ForgeryDataset(index_tree(tree).cases, 64)[4], build_model(MODEL), build_model(MODEL)
+    runs = a_run(model), a_run(other)
+    step = lambda run, picture: train_step(run.model, run.optimizer, run.scaler, [([picture], [target])])[1].item()
+    assert step(runs[0], torch.full_like(image, math.nan)) == 1
+    assert not any(state["momentum_buffer"].any() for state in runs[0].optimizer.state.values())
+    for run in runs:
+        torch.manual_seed(0)
+        assert step(run, image) == 0
+    assert equal(*map(state_of, runs)) and not equal(dict(model.state_dict()), dict(build_model(MODEL).state_dict()))
+
+
+def test_two_batches_of_one_are_one_step(tree):
+    "Accumulated gradients are the mean of those of the batches."
+    dataset, model = ForgeryDataset(index_tree(tree).cases, 64), build_model(MODEL)
+    batches, gradients = [tuple(map(list, zip(dataset[place], strict=True))) for place in (3, 4)], []
+    for some in ([batches[0]], [batches[1]], batches):
+        optimizer = make_optimizer(model, TRAIN)
+        for group in optimizer.param_groups: group["lr"] = 0
+        torch.manual_seed(0)
+        if some[0] is batches[1]: # draws what it will draw as the second
+            with torch.no_grad(): model(*batches[0])
+        train_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), some)
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+    assert all(torch.allclose((one + other) / 2, both, atol=1e-6) for one, other, both in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_accumulated_steps_have_their_own_rate(tree, tmp_path, batch_size):
+    cases = index_tree(tree).cases # 6 figures
+    config = replace(TRAIN, batch_size=batch_size, accumulate=4 // batch_size, epochs=1)
+    train((cases, cases[:1]), tmp_path, MODEL, config, progress=False)
+    row = last(tmp_path)["history"][0]
+    assert row["steps"] == 2 and row["learning_rate"] == learning_rate(1, 2, config) and learning_rate(0, 2, config) == .04 * 4 / 16
 
 
 def test_every_epoch_draws_anew(tree, monkeypatch):
     "Another order and another augmentation each epoch; the same epoch is the same, whoever comes to it."
-    seen = []
-    def look(model, optimizer, scaler, images, targets, batch):
-        seen.append({case.key: image for case, image in zip(batch, images, strict=True)})
-        return {"loss": 1.}
+    seen, cases = [], index_tree(tree).cases
+    def look(model, optimizer, scaler, batches):
+        seen.append({cases[int(target["image_id"])].key: image for images, targets in batches for image, target in zip(images, targets, strict=True)})
+        return [{"loss": torch.ones(())} for _ in batches], torch.zeros(())
     monkeypatch.setattr(training, "train_step", look)
-    loader, model = make_loader(ForgeryDataset(index_tree(tree).cases, 64, augment=True), 2, shuffle=True), torch.nn.Linear(1, 1)
-    for epoch in (0, 1, 1): training.train_epoch(model, make_optimizer(model, TRAIN), None, loader, epoch, TRAIN)
+    loader, run = make_loader(ForgeryDataset(cases, 64, augment=True), 2, shuffle=True), a_run(torch.nn.Linear(1, 1))
+    for epoch in (0, 1, 1):
+        run.history, run.done = [{}] * epoch, 0
+        train_epoch(run, run.model, loader, TRAIN)
     first, second, again = ({key: image for batch in seen[start:start + 3] for key, image in batch.items()} for start in (0, 3, 6))
     assert list(first) != list(second) == list(again) and set(first) == set(second)
     assert equal(second, again) and not any(equal(first[key], second[key]) for key in first)
+
+
+def test_the_average_is_what_is_kept(tree, tmp_path):
+    train(tree, tmp_path, MODEL, TRAIN, progress=False)
+    state, plain = last(tmp_path), tmp_path / "plain"
+    assert not equal(state["model"], state["average"])
+    train(tree, plain, MODEL, replace(TRAIN, average=0), progress=False)
+    other = last(plain)
+    assert equal(other["model"], other["average"]) and equal(other["model"], state["model"]) # it follows, and leads nowhere
+    one_epoch = tmp_path / "one"
+    train(tree, one_epoch, MODEL, replace(TRAIN, epochs=1), progress=False)
+    assert equal(dict(load_model(one_epoch / "best.safetensors")[0].state_dict()), last(one_epoch)["average"])
+
+
+def test_losses_are_summed_in_order_and_checked():
+    watch = LossWatch(Counter())
+    parts = lambda value: {"a": torch.tensor(value), "b": torch.tensor(.5)}
+    for value in (1., 2.): watch.add([parts(value), parts(0.)], torch.tensor(0.), [["one"], ["two"]])
+    assert watch.look() == .5 and watch.sums == {"a": 3., "b": 2.} and watch.look(wait=True) is None
+    watch.add([parts(1.)], torch.tensor(1.), [["one"]])
+    with pytest.raises(NotFinite, match="another process"): watch.look()
+    watch.add([parts(1.), parts(math.inf)], torch.tensor(1.), [["one"], ["two", "three"]])
+    with pytest.raises(NotFinite, match="^two, three: a is inf"): watch.look()
 
 
 def test_optimizer_as_the_plan_says():
@@ -244,7 +385,8 @@ def test_presets():
 
 @pytest.mark.parametrize("options", [
     {"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1}, {"learning_rate": float("nan")}, {"workers": -1}, {"momentum": 2},
-    {"validation_fraction": 0}, {"validation_fraction": 1}, {"seed": -1}, {"max_hours": -1}])
+    {"validation_fraction": 0}, {"validation_fraction": 1}, {"seed": -1}, {"max_hours": -1},
+    {"accumulate": 0}, {"average": 1}, {"synthetic": 1.5}])
 def test_refused_options(options):
     with pytest.raises(BadConfig, match=next(iter(options))): TrainConfig(**options)
 
@@ -254,9 +396,9 @@ def test_refused_options(options):
 @pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
 def test_validation_loss_changes_nothing_and_repeats(tree, norm):
     model, cases = build_model(replace(MODEL, norm=norm)), index_tree(tree).cases
-    before, draws = {name: value.clone() for name, value in model.state_dict().items()}, training.random_state()
-    rows = [validate(model, make_loader(ForgeryDataset(cases, 64), 1), TRAIN) for _ in range(2)]
-    assert rows[0] == rows[1] and equal(before, dict(model.state_dict())) and equal(draws, training.random_state())
+    before, draws = {name: value.clone() for name, value in model.state_dict().items()}, random_state()
+    rows = [validate(model, make_loader(ForgeryDataset(cases, 64), 1), seed=TRAIN.seed) for _ in range(2)]
+    assert rows[0] == rows[1] and equal(before, dict(model.state_dict())) and equal(draws, random_state())
     alone = [validation_losses(model, *ForgeryDataset(cases, 64)[place], TRAIN.seed + place) for place in range(len(cases))]
     assert np.isclose(rows[0]["validation_loss"], np.mean([sum(losses.values()) for losses in alone]))
 
@@ -264,7 +406,7 @@ def test_validation_loss_changes_nothing_and_repeats(tree, norm):
 def test_validation_loss_is_the_training_loss(tree):
     "Same draws, same figure: what torchvision returns in training mode."
     model, (image, target) = build_model(MODEL), ForgeryDataset(index_tree(tree).cases, 64)[4]
-    with training.fixed_draws(3): expected = {name: loss.item() for name, loss in model([image], [target]).items()}
+    with fixed_draws(3): expected = {name: loss.item() for name, loss in model([image], [target]).items()}
     assert validation_losses(model, image, target, 3) == expected and expected["loss_mask"] > 0
 
 
@@ -316,3 +458,40 @@ def test_benchmark_figures_train(shared, tmp_path):
     cases = [case for case in index_tree(shared / "bench" / "dev").cases if case.forged is not None][::40]
     best = train((cases, cases[:2]), tmp_path, MODEL, replace(TRAIN, epochs=1), progress=False)
     assert 0 < load_model(best)[2]["validation_loss"] < 20
+
+
+# ---------------------------------------------------------------- on a GPU
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("correlation", [0, 64])
+def test_a_run_on_a_gpu(tree, tmp_path, correlation):
+    "Half precision, channels last, the device's own guard against losses that are not finite; stopped and resumed."
+    model = replace(MODEL, correlation=correlation)
+    for config in replace(TRAIN, device="cuda", max_hours=0), replace(TRAIN, device="cuda"):
+        best = train(tree, tmp_path, model, config, resume=True, progress=False)
+    rows = last(tmp_path)["history"]
+    assert len(rows) == 2 and all(math.isfinite(row["train_loss"]) and row["not_finite"] == 0 for row in rows)
+    regions, = detect(load_model(best)[0].cuda(), [load_image(index_tree(tree).cases[0].image)], 64)
+    assert all(0 < region.score <= 1 for region in regions)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_our_part_of_a_step_does_not_wait_for_the_gpu():
+    "Everything but torchvision's own network: the guard, the update, the average, the losses on their way."
+    class Network(torch.nn.Linear):
+        def forward(self, images, targets): return {"loss": super().forward(torch.stack(images)).square().mean()}
+    network = Network(4, 4).cuda()
+    run, watch = a_run(network), LossWatch(Counter())
+    batch = [torch.ones(4, device="cuda")] * 2, [{"boxes": torch.ones(1, device="cuda")}] * 2
+    train_step(network, run.optimizer, run.scaler, [batch])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(5):
+            found, broken = train_step(network, run.optimizer, run.scaler, [batch])
+            watch.add(found, broken, [[]])
+            watch.look()
+            follow(run.average, run.model, step, .9)
+    finally: torch.cuda.set_sync_debug_mode("default")
+    assert watch.look(wait=True) >= 0

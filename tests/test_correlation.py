@@ -1,0 +1,247 @@
+"""What a lesson of 06_correlation cannot say: brute force as the judge, the neck inside the network, batches, figures that are hardly there."""
+import json
+from collections import Counter
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from recodai_forgery.correlation import (
+    WINDOW,
+    SelfCorr,
+    best_partners,
+    field_features,
+    figure_extent,
+    match_cells,
+    match_region,
+)
+from recodai_forgery.model import ModelConfig, build_model, checksum, detect, detect_batch, load_model, save_model, to_tensor
+from recodai_forgery.types import BadCheckpoint, Region
+
+PLAIN = ModelConfig("mobilenet_v2", size=256, channels=8, anchor_sizes=(8, 16, 32, 64, 128), samples=32)
+WITH = replace(PLAIN, correlation=64)
+
+
+def figure(height=192, width=256, seed=0, side=4):
+    "Coloured squares of a few pixels: something to tell apart everywhere."
+    small = np.random.default_rng(seed).integers(0, 256, (-(-height // side), -(-width // side), 3), dtype=np.uint8)
+    return np.ascontiguousarray(np.kron(small, np.ones((side, side, 1), np.uint8))[:height, :width])
+
+
+def opened(config=WITH, seed=0):
+    "A network whose gates have learned something."
+    model = build_model(config, seed)
+    with torch.no_grad():
+        for gate in model.backbone.correlation.gates: gate.weight.normal_(0, .3, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def matches(model, images):
+    "The field of figures, and the padded batch."
+    batch, _ = model.transform([to_tensor(image) for image in images])
+    with torch.inference_mode(): return model.backbone.matches(batch.tensors, model.backbone.body(batch.tensors)), batch.tensors
+
+
+def same(one, other): return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# ---------------------------------------------------------------- the comparison
+
+@settings(max_examples=30, deadline=None)
+@given(cells=st.integers(10, 20), seed=st.integers(0, 99), blank=st.floats(0, 1))
+def test_best_partners_by_brute_force(cells, seed, blank):
+    generator = torch.Generator().manual_seed(seed)
+    descriptors = torch.nn.functional.normalize(torch.randn(2, cells ** 2, 6, generator=generator), dim=2)
+    descriptors[torch.rand(2, cells ** 2, generator=generator) < blank] = 0
+    values, partners = best_partners(descriptors, cells, 3)
+    place = np.stack(np.divmod(np.arange(cells ** 2), cells))
+    near = np.abs(place[:, :, None] - place[:, None]).max(axis=0) <= WINDOW
+    for number in range(2):
+        likeness = np.where(near, 0, (descriptors[number].double() @ descriptors[number].double().T).numpy())
+        expected = np.sort(likeness, axis=1)[:, ::-1][:, :3].clip(0)
+        assert np.allclose(values[number], expected, atol=1e-5)
+        found = np.flatnonzero(expected[:, 0] > 0)
+        assert np.allclose(likeness[found, partners[number][found]], expected[found, 0], atol=1e-5)
+
+
+def test_rows_come_in_chunks_and_memory_stays_small():
+    "128 x 128 cells: one matrix of all pairs would take a gigabyte."
+    descriptors = torch.nn.functional.normalize(torch.randn(1, 128 ** 2, 4, generator=torch.Generator().manual_seed(0)), dim=2)
+    largest, topk = [], torch.Tensor.topk
+    def watched(tensor, *arguments, **options):
+        largest.append(tensor.numel() * 4)
+        return topk(tensor, *arguments, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "topk", watched)
+        values, _ = best_partners(descriptors, 128, 2)
+    assert values.shape == (1, 128 ** 2, 2) and len(largest) == 128 and max(largest) <= 16e6
+
+
+@pytest.mark.parametrize("shape", [(192, 256), (256, 192), (256, 256)])
+@pytest.mark.parametrize("offset", [(96, 64), (61, 90), (-70, 83), (3, 101)])
+def test_planted_copy_is_found_within_a_cell(shape, offset):
+    "Also where the offset is no multiple of a cell or of a feature's stride."
+    image, (dx, dy), size = cv2.GaussianBlur(figure(*shape, side=8), (0, 0), 3), offset, 60
+    x, y = (18 if dx > 0 else 76), 22
+    image[y + dy:y + dy + size, x + dx:x + dx + size] = image[y:y + size, x:x + size]
+    field, _ = matches(build_model(WITH).eval(), [image])
+    region = Region.from_mask(np.ones((size, size), bool), offset=(x, y))
+    copy = Region.from_mask(region.mask, offset=(x + dx, y + dy))
+    found, back = (match_region(field, 0, part, shape) for part in (region, copy))
+    assert max(abs(found.offset[0] - dx), abs(found.offset[1] - dy)) <= 4 and found.support > .1
+    assert max(abs(back.offset[0] + dx), abs(back.offset[1] + dy)) <= 4
+
+
+def test_a_larger_figure_has_the_same_cells():
+    "The grid is fixed relative to the figure: offsets in its own pixels whatever the network's size."
+    large = cv2.GaussianBlur(figure(768, 1024, side=32), (0, 0), 12)
+    large[400:720, 560:880] = large[40:360, 80:400]
+    region = Region.from_mask(np.ones((320, 320), bool), offset=(80, 40))
+    for size in (256, 512):
+        model = build_model(replace(WITH, size=size)).eval()
+        small = np.ascontiguousarray(large[::1024 // size, ::1024 // size])
+        field, _ = matches(model, [small])
+        assert np.isclose(field.side[0], 1 / 64)
+        match = match_region(field, 0, region, large.shape[:2])
+        assert np.allclose(match.offset, (480, 360), atol=16) and match.support > .4, size
+
+
+# ---------------------------------------------------------------- batches
+
+def test_padding_is_never_read():
+    "A figure alone, and in a larger batch whose padding holds rubbish in its features."
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, 96, 128, generator=generator)
+    stages = [torch.randn(1, 12, 24, 32, generator=generator), torch.randn(1, 16, 12, 16, generator=generator)]
+    padded = torch.zeros(2, 3, 160, 192)
+    padded[0, :, :96, :128], padded[1] = image[0], torch.randn(3, 160, 192, generator=generator)
+    rubbish = [100 * torch.randn(2, 12, 40, 48, generator=generator), 100 * torch.randn(2, 16, 20, 24, generator=generator)]
+    for more, stage in zip(rubbish, stages, strict=True): more[0, :, :stage.shape[2], :stage.shape[3]] = stage[0]
+    alone, together = match_cells(image, stages, 32), match_cells(padded, rubbish, 32)
+    assert figure_extent(padded).tolist() == [[96, 128], [160, 192]]
+    assert all(torch.allclose(a[0], b[0], atol=1e-4) for a, b in zip(alone, together, strict=True)) and alone.similarity.max() > .5
+    neck = SelfCorr(8, 32)
+    for gate in neck.gates: torch.nn.init.ones_(gate.weight)
+    for a, b in zip(neck(image, alone), neck(padded, together), strict=True):
+        assert torch.allclose(a[0], b[0, :, :a.shape[2], :a.shape[3]], atol=1e-5) and a.abs().max() > 0
+
+
+def test_permuted_images_permute_the_output():
+    model, images, order = opened().eval(), [figure(192, 256), figure(256, 160, 1), figure(224, 224, 2)], [2, 0, 1]
+    batches = [model.transform([to_tensor(images[number]) for number in numbers])[0].tensors for numbers in (range(3), order)]
+    with torch.inference_mode(): one, other = (model.backbone(batch) for batch in batches)
+    assert all(torch.equal(one[level][order], other[level]) for level in one)
+
+
+def test_white_and_flat_images_give_zero():
+    model, plain = opened().eval(), build_model(PLAIN).eval()
+    flat = [np.full((192, 256, 3), value, np.uint8) for value in (255, 0, 124, (10, 200, 30))]
+    flat[1] = (flat[1] + np.random.default_rng(0).integers(0, 2, flat[1].shape)).astype(np.uint8) # the noise of one grey level
+    for images in ([image] for image in flat):
+        field, batch = matches(model, images)
+        assert all((values == 0).all() for values in field[:-1])
+        with torch.inference_mode(): assert same(list(model.backbone(batch).values()), list(plain.backbone(batch).values()))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 256), (256, 5), (36, 256)])
+def test_figures_that_are_hardly_there(shape):
+    field, batch = matches(opened(), [figure(*shape, side=1)])
+    assert all(values.isfinite().all() for values in field) and field_features(field).isfinite().all()
+    assert detect(opened(), [figure(*shape)], 256) is not None
+
+
+# ---------------------------------------------------------------- inside the network
+
+@pytest.mark.parametrize("cells", [64, 128])
+def test_step_zero_is_the_network_without(cells):
+    plain, model = build_model(PLAIN, seed=5), build_model(replace(PLAIN, correlation=cells), seed=5)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
+    images, masks = [to_tensor(figure()), to_tensor(figure(128, 256, 1))], torch.zeros(1, 192, 256, dtype=torch.uint8)
+    masks[0, 20:60, 30:80] = 1
+    boxes = torch.tensor([[30., 20, 80, 60]])
+    targets = [{"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64), "masks": masks},
+               {"boxes": boxes[:0], "labels": torch.ones(0, dtype=torch.int64), "masks": masks[:0, :128]}]
+    parts = []
+    for network in (plain, model):
+        torch.manual_seed(0)
+        parts.append(network(images, targets))
+    assert all(torch.equal(parts[0][name], parts[1][name]) for name in parts[0])
+    plain.eval(), model.eval()
+    with torch.inference_mode(): found = plain(images), model(images)
+    for one, other in zip(*found, strict=True): assert len(one["scores"]) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", ["backbone.body.0.0.weight", "backbone.correlation.mix.0.weight", "backbone.correlation.gates.0.weight"])
+def test_not_finite_gives_no_detections(layer, value):
+    model, faults = opened(), Counter()
+    with torch.no_grad(): model.get_parameter(layer).view(-1)[0] = value
+    assert detect(model, [figure(), figure(160, 256)], 256, faults=faults) == [[], []] and faults == {"not finite": 2}
+
+
+def test_one_broken_figure_leaves_its_neighbour_alone():
+    model, faults = opened().eval(), Counter()
+    images = [to_tensor(figure(seed=seed)) for seed in range(2)]
+    alone = detect_batch(model, images, [(192, 256)] * 2)
+    images[0] = torch.full_like(images[0], float("nan"))
+    nothing, beside = detect_batch(model, images, [(192, 256)] * 2, faults=faults)
+    assert nothing == [] and faults == {"not finite": 1}
+    assert beside and [(region.box, region.score) for region in beside] == [(region.box, region.score) for region in alone[1]]
+
+
+def test_half_empty_and_empty_batches_train():
+    model, image = opened(), to_tensor(figure())
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 192, 256, dtype=torch.uint8)}
+    masks = torch.zeros(1, 192, 256, dtype=torch.uint8)
+    masks[0, 5:40, 7:60] = 1
+    one = {"boxes": torch.tensor([[7., 5, 60, 40]]), "labels": torch.ones(1, dtype=torch.int64), "masks": masks}
+    for targets in ([empty, empty], [one, empty], [one, one]):
+        loss = sum(model([image, image], targets).values())
+        model.zero_grad()
+        loss.backward()
+        assert loss.isfinite() and all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+        assert all(weight.grad.abs().sum() > 0 for weight in model.backbone.correlation.parameters())
+
+
+# ---------------------------------------------------------------- checkpoints
+
+def test_checkpoint_with_the_neck(tmp_path):
+    model = opened()
+    save_model(tmp_path / "best.safetensors", model, WITH)
+    loaded, config, _ = load_model(tmp_path / "best.safetensors")
+    assert config.correlation == 64 and same(list(model.state_dict().values()), list(loaded.state_dict().values()))
+
+
+def test_a_plain_network_goes_on_with_the_neck(tmp_path):
+    plain, path = build_model(replace(PLAIN, norm="frozen"), seed=3), tmp_path / "plain.safetensors"
+    save_model(path, plain, replace(PLAIN, norm="frozen"))
+    with_neck = build_model(replace(WITH, weights=str(path)), seed=9)
+    assert all(torch.equal(value, with_neck.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert with_neck.backbone.correlation.mix[0].weight.abs().sum() > 0
+    save_model(path, with_neck, WITH)
+    with pytest.raises(BadCheckpoint, match="has 4 tensors .*correlation"): build_model(replace(PLAIN, weights=str(path)))
+
+
+def test_checkpoints_of_before_the_neck_still_load(tmp_path):
+    path, plain = tmp_path / "best.safetensors", build_model(PLAIN)
+    save_model(path, plain, PLAIN, {"score_threshold": .4})
+    with safe_open(path, framework="pt") as file:
+        state, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
+    options = json.loads(metadata["config"])
+    assert options.pop("correlation") == 0
+    metadata["config"] = json.dumps(options)
+    save_file(state, path, metadata | {"checksum": checksum(state, metadata["config"], metadata["extra"])})
+    loaded, config, extra = load_model(path)
+    assert config.correlation == 0 and extra == {"score_threshold": .4}
+    assert same(list(plain.state_dict().values()), list(loaded.state_dict().values()))
+
+
+def test_a_checkpoint_without_its_neck_is_refused(tmp_path):
+    save_model(tmp_path / "best.safetensors", build_model(PLAIN), WITH)
+    with pytest.raises(BadCheckpoint, match="lacks 4 tensors"): load_model(tmp_path / "best.safetensors")
