@@ -15,6 +15,7 @@ import numpy as np
 from bench_kernel import kernel_overhead
 from bench_match import matcher_speed
 from bench_model import paste_memory
+from bench_train import training_steps
 from scipy.optimize import linear_sum_assignment
 
 from recodai_forgery.metric import image_score
@@ -119,8 +120,9 @@ def main():
             verdict = "" if bar is None else f">= {bar:g} " + ("met" if ratio >= bar else "MISSED")
             print(f"{what:<66} {peer:<30} {ratio:>7.1f}x  {verdict:<12} {ours}", flush=True)
     print(*matcher_speed(), sep="\n", flush=True)
-    for what, peer, ratio, bar, ours in kernel_overhead(): # less is better
-        print(f"{what:<66} {peer:<30} {ratio:>7.3f}x  {f'<= {bar:g} ' + ('met' if ratio <= bar else 'MISSED'):<12} {ours}", flush=True)
+    for part in (training_steps, kernel_overhead): # less is better
+        for what, peer, ratio, bar, ours in part():
+            print(f"{what:<66} {peer:<30} {ratio:>7.3f}x  {f'<= {bar:g} ' + ('met' if ratio <= bar else 'MISSED'):<12} {ours}", flush=True)
 
 
 if __name__ == "__main__":
