@@ -1,4 +1,4 @@
-"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--synth N] [--write-gate FILE].
+"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--synth N] [--drawings N] [--write-gate FILE].
 
 Finds the test data by RECODAI_SHARED (default ../shared). The first run searches all 240 figures; with --cache the candidates are kept.
 """
@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 import pandas as pd
+from made_negatives import made_negatives
 
 from recodai_forgery.align import MatchConfig
 from recodai_forgery.evidence import find_candidates
@@ -64,6 +65,16 @@ def synth_cases(count: int, folder: Path) -> list[Case]:
     return cases
 
 
+def drawing_cases(each: int, folder: Path) -> list[Case]:
+    "Authentic drawings to learn from, N of each kind of tests/made_negatives.py; a kind is a group."
+    cases = []
+    for kind, number, figure in made_negatives(each):
+        path = folder / f"authentic_{kind}_{number}.png"
+        if not path.exists(): cv2.imwrite(str(path), figure[..., ::-1])
+        cases.append(Case("authentic", f"{kind}_{number}", path, None, figure.shape[:2], group=f"drawing {kind}"))
+    return cases
+
+
 def search(case: Case, cache: Path | None, config: MatchConfig):
     "Candidates of a figure with their truth, from the cache where they are there; wall-clock and processor seconds and steps of the search."
     path = cache / f"{case.split}_{case.case_id}.pkl" if cache else None
@@ -93,8 +104,9 @@ def main() -> None:
     parser.add_argument("--figures", type=int, help="only the first N pairs")
     parser.add_argument("--write-gate", type=Path, help="fit on all figures and write the gate here")
     parser.add_argument("--synth", type=int, default=0, help="also learn from N pairs of made figures (with --cache)")
+    parser.add_argument("--drawings", type=int, default=0, help="also learn from N authentic drawings of each kind (with --cache)")
     options = parser.parse_args()
-    if options.synth and not options.cache: parser.error("--synth needs --cache")
+    if (options.synth or options.drawings) and not options.cache: parser.error("--synth and --drawings need --cache")
     if options.cache: options.cache.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     cases, table = bench_cases(options.figures)
@@ -105,7 +117,9 @@ def main() -> None:
         times.append(spent)
         steps.append(step)
     config = MatchConfig(budget=options.budget)
-    extra = [search(case, options.cache, config)[0] for case in synth_cases(options.synth, options.cache)] if options.synth else []
+    learned = synth_cases(options.synth, options.cache) if options.synth else []
+    if options.drawings: learned += drawing_cases(options.drawings, options.cache)
+    extra = [search(case, options.cache, config)[0] for case in learned]
     decisions = cross_validate(examined, config, extra)
     rows = []
     for case, decision, one in zip(cases, decisions, examined, strict=True):
