@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FIGURES = 120
+FIGURES = 60
 
 
 def kernel_overhead() -> Iterator[tuple[str, str, float, float, str]]:

@@ -4,11 +4,11 @@ None of their kinds is one of tests/odd_figures.py, which reports on kinds that 
 """
 import argparse
 import calendar
-import io
 from pathlib import Path
 
 import cv2
 import numpy as np
+from odd_figures import picture_of
 from PIL import Image, ImageDraw, ImageFont
 
 NAMES = ("alpha beta gamma delta sigma north south river bridge station value index total return input output buffer queue vector matrix table "
@@ -22,11 +22,7 @@ def draw_axes(draw, rng: np.random.Generator, panels: tuple[int, int] = (1, 1), 
     figure, axes = plt.subplots(*panels, figsize=(rng.uniform(4, 7), rng.uniform(3, 5)), dpi=int(rng.integers(80, 160)), squeeze=False,
                                 sharey=bool(rng.integers(2)), subplot_kw={"projection": polar})
     for axis in axes.flat: draw(axis, rng)
-    figure.tight_layout()
-    store = io.BytesIO()
-    figure.savefig(store, format="png")
-    plt.close(figure)
-    return np.asarray(Image.open(store).convert("RGB"))
+    return picture_of(figure)
 
 
 def page_of(rng, colour="white") -> tuple[Image.Image, ImageDraw.ImageDraw]:

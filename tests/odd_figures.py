@@ -19,17 +19,23 @@ def gray_to_rgb(gray: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(np.clip(gray, 0, 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
 
 
+def picture_of(figure) -> np.ndarray: # (H, W, 3) uint8
+    "A figure of Matplotlib as pixels; the figure is closed."
+    import matplotlib.pyplot as plt
+    figure.tight_layout()
+    store = io.BytesIO()
+    figure.savefig(store, format="png")
+    plt.close(figure)
+    return np.asarray(Image.open(store).convert("RGB"))
+
+
 def matplotlib_figure(draw, rng: np.random.Generator, panels: tuple[int, int] = (1, 1)) -> np.ndarray:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(*panels, figsize=(rng.uniform(4, 7), rng.uniform(3, 5)), dpi=int(rng.integers(80, 160)), squeeze=False)
     for axis in axes.flat: draw(axis, rng)
-    figure.tight_layout()
-    store = io.BytesIO()
-    figure.savefig(store, format="png")
-    plt.close(figure)
-    return np.asarray(Image.open(store).convert("RGB"))
+    return picture_of(figure)
 
 
 def draw_lines(axis, rng):
