@@ -101,6 +101,15 @@ def two(tmp_path_factory):
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "As in the processes: another number of threads adds up in another order."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_two_processes_of_one_figure_are_one_of_two(two, monkeypatch):
     folder, found = two
     no_lots(monkeypatch)
