@@ -185,3 +185,17 @@ def test_what_a_library_prints_does_not_spoil_the_answers(figures, tmp_path):
             "from recodai_forgery.shards import work; work()")
     told = collect(predict_shards([path], [Job()], 120, command=[sys.executable, "-c", code]))
     assert told == {"1": ("full", "")}
+
+
+def test_an_answer_in_the_last_moment_costs_no_other_figure(figures, monkeypatch):
+    "The timer fires when the answer is there already: the figure is answered, and the next one gets a fresh worker."
+    ask = shards.Worker.ask
+
+    def just_in_time(worker, way, paths, seconds):
+        told = ask(worker, way, paths, seconds)
+        if paths[0].stem == "1": worker.stop_late()
+        return told
+
+    monkeypatch.setattr(shards.Worker, "ask", just_in_time)
+    told = collect(predict_shards(figures("1", "2", "3"), [Job()], 60, command=stub()))
+    assert told == {name: ("full", "") for name in ("1", "2", "3")}
