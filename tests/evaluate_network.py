@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recodai_forgery.data import ForgeryDataset, index_tree, read_masks, split_cases
+from recodai_forgery.cases import index_tree, read_masks, split_cases
+from recodai_forgery.data import ForgeryDataset
 from recodai_forgery.metric import bootstrap_interval, format_summary, score_cases
 from recodai_forgery.model import ModelConfig, detect_batch, load_model
 from recodai_forgery.predict import Detector

@@ -1,4 +1,4 @@
-"""A tree broken in every way, properties of splits, masks and batches, and workers. The stories are in nbs/04_data.ipynb."""
+"""A tree broken in every way, properties of splits, masks and batches, and workers. The stories are in nbs/04_cases.ipynb and nbs/04_data.ipynb."""
 import gc
 import json
 import pickle
@@ -19,20 +19,19 @@ from PIL import Image, ImageFile
 from scipy import ndimage
 
 from recodai_forgery import data
-from recodai_forgery.data import (
-    AspectBatchSampler,
-    ForgeryDataset,
+from recodai_forgery.cases import (
+    FOLDERS,
     audit,
     components,
     fold_cases,
     format_audit,
     index_tree,
-    make_loader,
     read_masks,
-    resize_region,
     split_cases,
     with_groups,
 )
+from recodai_forgery.data import AspectBatchSampler, ForgeryDataset, Reading, make_loader, resize_region
+from recodai_forgery.image import fit_size
 from recodai_forgery.types import BadConfig, BadImage, BadMask, BadTree, Case, Region, tight_box
 
 SHAPES = [(40, 60), (70, 30), (50, 50)]
@@ -138,7 +137,7 @@ def test_all_faults_come_at_once(tree):
 
 
 def test_any_part_of_a_tree_will_do(tree):
-    for split, folders in data.FOLDERS.items():
+    for split, folders in FOLDERS.items():
         part = tree.parent / split
         for name in filter(None, folders):
             if (tree / name).is_dir(): shutil.copytree(tree / name, part / name)
@@ -173,6 +172,11 @@ def test_damaged_mask_files_are_refused_or_sound(tmp_path, changes, length):
     try: masks = read_masks(path)
     except BadMask as problem: assert str(path) in str(problem)
     else: assert masks.ndim == 3 and masks.dtype == np.uint8 and set(np.unique(masks)) <= {0, 1}
+
+
+def test_a_tree_is_looked_at_without_torch():
+    code = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None; import recodai_forgery.cases"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---- the split
@@ -231,7 +235,7 @@ def test_resized_regions_are_area_means_that_never_vanish(height, width, longest
     rng = np.random.default_rng(seed)
     mask = cv2.GaussianBlur(rng.random((height, width)), (0, 0), 2) > rng.uniform(.45, .55)
     mask[rng.integers(height), rng.integers(width)] = True
-    shape, region = data.fit_size((height, width), longest), Region.from_mask(mask)
+    shape, region = fit_size((height, width), longest), Region.from_mask(mask)
     small = resize_region(region, mask.shape, shape).full_mask(shape) # raises where it leaves the frame
     if max(shape) > max(mask.shape): return # on the way up INTER_AREA is another thing in OpenCV
     covered = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
@@ -322,6 +326,25 @@ def test_nothing_is_read_before_it_is_asked_for(built, monkeypatch):
     dataset = ForgeryDataset([case for case in index_tree(built).cases if case.shape == (40, 60)], 32)
     dataset[2]; dataset[0]
     assert asked == [dataset.cases[2].image, dataset.cases[0].image]
+
+
+class Squares(ForgeryDataset):
+    "White figures with a black square, whatever the tree holds."
+    def read(self, index):
+        masks = np.zeros((1, 80, 100), np.uint8)
+        masks[0, 20:60, 30:70] = 1
+        image = np.repeat(255 * (1 - masks[0])[..., None], 3, axis=2)
+        return Reading(image, masks, .5, True, torch.Generator().manual_seed(index), {"square": torch.tensor(True)})
+
+
+def test_another_reading_goes_the_same_way(built):
+    "Scale, turn, draws and entries of the target are those of the reading; size, masks and boxes follow."
+    for augment, shape in ((False, (40, 50)), (True, (50, 40))):
+        image, target = Squares(index_tree(built).cases, 100, augment)[3]
+        assert image.shape[1:] == target["masks"].shape[1:] == shape and target["square"] and target["image_id"] == 3
+        assert target["original_shape"].tolist() == [80, 100] and target["area"].item() == 400
+        assert (image[0][target["masks"][0] == 1] < .5).all()
+    assert equal(Squares(index_tree(built).cases, 100, True)[3], (image, target))
 
 
 def live_tensors(): return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())

@@ -10,7 +10,8 @@ import torch
 from test_train import MODEL, TRAIN, equal, last, write_tree
 
 import recodai_forgery.train as training
-from recodai_forgery.data import ForgeryDataset, index_tree, make_loader
+from recodai_forgery.cases import index_tree
+from recodai_forgery.data import ForgeryDataset, make_loader
 from recodai_forgery.model import build_model, load_model
 from recodai_forgery.state import Process, Share, agreed, gather, joined, this_process
 from recodai_forgery.thresholds import validate

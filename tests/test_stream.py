@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_train import MODEL, TRAIN, equal, last, write_tree
 
-from recodai_forgery.data import ForgeryDataset, index_tree, make_loader
+from recodai_forgery.cases import index_tree
+from recodai_forgery.data import ForgeryDataset, make_loader
 from recodai_forgery.image import load_image
 from recodai_forgery.model import load_model
 from recodai_forgery.stream import ForgeryStream

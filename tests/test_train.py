@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import recodai_forgery.train as training
-from recodai_forgery.data import ForgeryDataset, index_tree, make_loader
+from recodai_forgery.cases import index_tree
+from recodai_forgery.data import ForgeryDataset, make_loader
 from recodai_forgery.image import load_image, resize_image
 from recodai_forgery.metric import image_score
 from recodai_forgery.model import ModelConfig, build_model, detect, group_regions, load_model, to_tensor
