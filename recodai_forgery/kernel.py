@@ -222,7 +222,7 @@ def train(
     training: Mapping[str, Any] | None = None, # options of `TrainConfig` that differ
     out: str | Path | None = None, # folder of the run; None: run in Kaggle's working folder
     progress: bool = True,
-) -> Path: # of best.safetensors, for the next bundle
+) -> Path | None: # of best.safetensors, for the next bundle; None: the session was over before the first validation
     """Train on the competition's data, going on with a run that is mounted.
 
     Raises `NotMounted`, `WeightsUnavailable`, `BadConfig` where other options are asked for than a run was begun with, and as `train.train` does.

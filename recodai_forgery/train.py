@@ -39,9 +39,9 @@ from .thresholds import bar, validate
 from .types import BadConfig, Case, NotFinite, atomic_path
 
 # %% auto #0
-__all__ = ['PRESETS', 'Batch', 'FREE', 'TrainConfig', 'Preset', 'learning_rate', 'make_optimizer', 'train_step', 'check_finite',
-           'LossWatch', 'follow', 'run_options', 'Run', 'write_log', 'draw_curves', 'pick_folds', 'figure_name',
-           'train_epoch', 'epoch_row', 'train', 'run_process']
+__all__ = ['PRESETS', 'SHORTEST_WARMUP', 'Batch', 'FREE', 'TrainConfig', 'Preset', 'learning_rate', 'make_optimizer',
+           'train_step', 'check_finite', 'LossWatch', 'follow', 'run_options', 'Run', 'write_log', 'draw_curves',
+           'pick_folds', 'figure_name', 'train_epoch', 'epoch_row', 'train', 'run_process']
 
 # %% ../nbs/07_train.ipynb #e7b2ee50
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TrainConfig:
     learning_rate: float = .02      # highest, for 16 figures a step; less in proportion for smaller batches
     momentum: float = .9
     weight_decay: float = 1e-4      # not of biases and normalisation
-    warmup: float = .05             # share of all steps in which the learning rate rises
+    warmup: float = .05             # share of all steps in which the learning rate rises, over 5 steps at least; 0 for none
     validation_fraction: float = .2 # of a tree, grouped by id
     synthetic: float = 0.           # share of the figures that are replaced by forgeries made on the fly from the authentic ones
     average: float = .998           # what is validated and kept is an average over the last 1 / (1 - average) steps; 0 for none
@@ -62,7 +62,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"            # or what torch.device takes
     workers: int = 2                # processes that read figures
-    max_hours: float | None = None  # stop in time, within an epoch where need be, though never before the first one is validated
+    max_hours: float | None = None  # stop in time, within an epoch where need be; a run that is resumed goes on from there
 
     def __post_init__(self):
         number = lambda value, low, high: isinstance(value, (int, float)) and low <= value <= high
@@ -89,6 +89,8 @@ PRESETS = {
 }
 
 # %% ../nbs/07_train.ipynb #0c6b283b
+SHORTEST_WARMUP = 5 # steps
+
 def learning_rate(
     step: int,  # from 0
     steps: int, # of the whole training
@@ -97,7 +99,7 @@ def learning_rate(
 ) -> float:
     "Linear warm-up, then half a cosine down to zero."
     peak = config.learning_rate * config.batch_size * config.accumulate * processes / 16
-    rising = max(1, round(config.warmup * steps))
+    rising = max(round(config.warmup * steps), SHORTEST_WARMUP) if config.warmup else 1
     if step < rising: return peak * (step + 1) / rising
     return peak * (1 + math.cos(math.pi * min(1, (step - rising) / max(1, steps - rising)))) / 2
 
@@ -317,8 +319,10 @@ def train(
     train_config: TrainConfig = PRESETS["default"].train,
     resume: bool = False,  # go on where last.pt in `out` stands; from the beginning where there is none
     progress: bool = True,
-) -> Path: # of best.safetensors, which carries its thresholds and scores
+) -> Path | None: # of best.safetensors, which carries its thresholds and scores; None: time was over before the first validation
     """Train a network, in every process that torchrun has started. Seeds the global generators.
+
+    With `max_hours` it stops in time, after one step or one validation at least, and `last.pt` holds all that `resume` needs.
 
     Raises `BadConfig` for a run that is there already or has other options, `BadTree`, `BadCheckpoint`, `WeightsUnavailable`, `NotFinite`.
     """
@@ -326,7 +330,7 @@ def train(
         return run_process(process, device, source, Path(out), model_config, train_config, resume, progress and process.rank == 0)
 
 def run_process(process: Process, device: torch.device, source: Any, out: Path, model_config: ModelConfig, config: TrainConfig,
-                resume: bool, progress: bool) -> Path:
+                resume: bool, progress: bool) -> Path | None:
     "What `train` does, in one of its processes."
     began, last, best, folds = time.perf_counter(), out / "last.pt", out / "best.safetensors", pick_folds(source, config)
     if last.exists() and not resume: raise BadConfig.because(out, "holds a run already", "resume it, or choose another folder")
@@ -349,17 +353,20 @@ def run_process(process: Process, device: torch.device, source: Any, out: Path, 
         with atomic_path(out / "config.json") as path:
             path.write_text(json.dumps({"model": asdict(model_config), "train": asdict(config)}, indent=1))
 
-    def late(spare: float = 0.) -> bool: # not before there is a checkpoint
-        if config.max_hours is None or not run.history: return False
-        return agreed(time.perf_counter() - began + spare > config.max_hours * 3600)
+    def late(spare: float = 0.) -> bool:
+        return config.max_hours is not None and agreed(time.perf_counter() - began + spare > config.max_hours * 3600)
+    def validation_time() -> float: # as the last one took; a first one takes about as long for a figure as training on it
+        return run.history[-1]["validation_seconds"] if run.history else run.seconds * len(folds[1]) / len(folds[0])
     def save() -> None:
         state = run.state()
         if process.rank == 0: save_run(last, state)
 
     while len(run.history) < config.epochs:
+        before = run.done
         finished = train_epoch(run, model, loader, config, late, progress)
-        if not finished or late(run.history[-1]["validation_seconds"] if run.history else 0.): # what is done is kept, the rest follows
+        if not finished or run.done > before and late(validation_time()): # what is done is kept, the rest follows
             save()
+            if progress: tqdm.write(f"stopped in time after {run.done} of {batches} batches of epoch {len(run.history) + 1}: resume to go on")
             break
         start = time.perf_counter()
         from_first(run.average)
@@ -377,4 +384,4 @@ def run_process(process: Process, device: torch.device, source: Any, out: Path, 
                                 "(all authentic {all_authentic:.4f}), {seconds:.0f} s and {validation_seconds:.0f} s".format(**row))
         if late(): break
     gather(None) # nobody leaves before the files are there
-    return best
+    return best if run.history else None

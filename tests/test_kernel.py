@@ -281,12 +281,19 @@ def test_training_stops_in_time_and_goes_on_with_what_is_mounted(kaggle, tmp_pat
     (tmp_path / "tree").rename(kaggle / "input" / "competitions" / COMPETITION)
     options = {"model": {"size": 64, "channels": 16, "weights": "none"}, "training": {"epochs": 2, "workers": 0}}
     assert find_run() is None
-    best = kernel.train(1e-9, **options, progress=False)
-    log = best.parent / "log.csv"
-    assert len(log.read_text().splitlines()) == 2 # the header, and one epoch of two
-    (kaggle / "input" / "notebooks" / "somebody").mkdir(parents=True)
-    shutil.move(best.parent, kaggle / "input" / "notebooks" / "somebody" / "recodai-forgery-train")
-    assert find_run() is not None and not log.exists()
+    out = kaggle / "working" / "run"
+    log, mounted = out / "log.csv", kaggle / "input" / "notebooks" / "somebody" / "recodai-forgery-train"
+    assert kernel.train(1e-9, **options, progress=False) is None and not log.exists() # within the first epoch
+    mounted.parent.mkdir(parents=True)
+    for _ in range(8): # a step or a validation each, until one epoch of two is validated
+        shutil.rmtree(mounted, ignore_errors=True)
+        shutil.move(out, mounted)
+        assert find_run() == mounted and not out.exists()
+        best = kernel.train(1e-9, progress=False)
+        if best: break
+    assert best == out / "best.safetensors" and len(log.read_text().splitlines()) == 2 # the header, and the epoch
+    shutil.rmtree(mounted)
+    shutil.move(out, mounted)
     with pytest.raises(BadConfig, match="'epochs'.*cannot be changed"): kernel.train(training={"epochs": 3}, progress=False)
     again = kernel.train(1, progress=False)
     assert again == best and len(log.read_text().splitlines()) == 3

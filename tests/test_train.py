@@ -16,9 +16,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import recodai_forgery.train as training
 from recodai_forgery.cases import index_tree
+from recodai_forgery.cli import app
 from recodai_forgery.data import ForgeryDataset, make_loader
 from recodai_forgery.image import load_image, resize_image
 from recodai_forgery.metric import image_score
@@ -37,6 +39,7 @@ from recodai_forgery.thresholds import (
 )
 from recodai_forgery.train import (
     PRESETS,
+    SHORTEST_WARMUP,
     LossWatch,
     Run,
     TrainConfig,
@@ -101,8 +104,10 @@ def last(run):
 # ---------------------------------------------------------------- resume
 
 def test_two_epochs_are_one_and_resume_and_one(tree, straight, tmp_path):
-    train(tree, tmp_path, MODEL, replace(TRAIN, max_hours=0), progress=False)
-    assert len(last(tmp_path)["history"]) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "agreed", lambda late: (tmp_path / "last.pt").exists()) # the time is over once an epoch is saved
+        train(tree, tmp_path, MODEL, replace(TRAIN, max_hours=1), progress=False)
+    assert len(last(tmp_path)["history"]) == 1 and last(tmp_path)["position"]["batches"] == 0
     torch.rand(7), np.random.rand(7) # another process would not stand where this one stands
     train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False)
     one, other = last(straight), last(tmp_path)
@@ -175,6 +180,41 @@ def test_stopped_within_an_epoch(tree, tmp_path, monkeypatch):
     one, other = last(straight), last(stopped)
     for part in one: assert equal(one[part], other[part]), part
     assert equal(dict(load_model(straight / "best.safetensors")[0].state_dict()), dict(load_model(stopped / "best.safetensors")[0].state_dict()))
+
+
+def test_sessions_without_time_do_one_thing_each(tree, straight, tmp_path):
+    "A step or a validation, the first epoch's as well, so that every session comes further; together they are the run that was never stopped."
+    stops = []
+    for _ in range(6):
+        torch.rand(7), np.random.rand(7)
+        best = train(tree, tmp_path, MODEL, replace(TRAIN, max_hours=0), resume=True, progress=False)
+        state = last(tmp_path)
+        stops.append((len(state["history"]), state["position"]["batches"], best is not None))
+        assert best == (tmp_path / "best.safetensors" if best else None) and (tmp_path / "best.safetensors").exists() == bool(best)
+    assert stops == [(0, 1, False), (0, 2, False), (1, 0, True), (1, 1, True), (1, 2, True), (2, 0, True)]
+    for part in state: assert equal(last(straight)[part], state[part]), part
+    assert equal(dict(load_model(straight / "best.safetensors")[0].state_dict()), dict(load_model(best)[0].state_dict()))
+
+
+def test_a_first_validation_that_would_come_too_late_is_left_to_the_next_session(tree, tmp_path, monkeypatch):
+    "It is taken to need as long for a figure as training did."
+    cases, began, clock = index_tree(tree).cases, time.perf_counter(), [0.]
+    def hour_long(*arguments):
+        clock[0] += 3600
+        return train_step(*arguments)
+    monkeypatch.setattr(training, "train_step", hour_long)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: began + clock[0])
+    folds = cases[:4], cases[:2] # two steps of an hour each, and an hour for the validation
+    for hours, rows in ((2.5, 0), (3.5, 1)):
+        best = train(folds, tmp_path / str(hours), MODEL, replace(TRAIN, epochs=1, max_hours=hours), progress=False)
+        assert len(last(tmp_path / str(hours))["history"]) == rows and (best is None) == (rows == 0)
+
+
+def test_the_command_line_says_that_there_is_no_checkpoint_yet(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *arguments, **options: None)
+    for flags, words in (([], "there is no checkpoint yet; go on with --resume"), (["--json"], '"checkpoint": null')):
+        said = CliRunner().invoke(app, ["train", str(tree), "--out", str(tmp_path), *flags])
+        assert said.exit_code == 0 and words in said.output and "last.pt" in said.output
 
 
 def save_forever(path):
@@ -315,7 +355,7 @@ def test_accumulated_steps_have_their_own_rate(tree, tmp_path, batch_size):
     config = replace(TRAIN, batch_size=batch_size, accumulate=4 // batch_size, epochs=1)
     train((cases, cases[:1]), tmp_path, MODEL, config, progress=False)
     row = last(tmp_path)["history"][0]
-    assert row["steps"] == 2 and row["learning_rate"] == learning_rate(1, 2, config) and learning_rate(0, 2, config) == .04 * 4 / 16
+    assert row["steps"] == 2 and row["learning_rate"] == learning_rate(1, 2, config) and learning_rate(0, 2, config) == .04 * 4 / 16 / SHORTEST_WARMUP
 
 
 def test_every_epoch_draws_anew(tree, monkeypatch):
@@ -373,7 +413,8 @@ def test_learning_rate_rises_and_falls(steps, batch, warmup):
     config = TrainConfig(batch_size=batch, warmup=warmup)
     rates, peak = [learning_rate(step, steps, config) for step in range(steps)], .02 * batch / 16
     top = int(np.argmax(rates))
-    assert np.isclose(max(rates), peak) and all(rate > 0 or steps == top + 1 for rate in rates)
+    rising = max(round(warmup * steps), SHORTEST_WARMUP) if warmup else 1
+    assert np.isclose(max(rates), peak * min(1, steps / rising)) and np.isclose(rates[0], peak / rising) and all(rate > 0 for rate in rates)
     assert all(np.diff(rates[:top + 1]) > 0) and all(np.diff(rates[top:]) <= 0)
 
 
