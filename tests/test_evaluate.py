@@ -51,6 +51,8 @@ def test_a_class_says_what_the_metric_says_of_its_figures(cases):
     assert (table.loc["pair", "low"], table.loc["pair", "high"]) == bootstrap_interval(part["score"].to_numpy(), part["group"].to_numpy())
     assert table.loc["pair", "oF1"] == part["score"].mean() and table.loc["pair", "any_hit"] == (part["score"] > 0).mean()
     assert table["flagged"].tolist() == [0, pytest.approx(1 / 3)] # the flagged twin is of a simple figure
+    alone = by_class(cases, "post").loc["jpeg"] # one figure says nothing of others
+    assert alone["figures"] == 1 and np.isnan(alone["low"]) and "| jpeg          | 1       | 1.000 |             | 1.000" in format_classes(by_class(cases, "post"))
     assert cases.loc["2", "group"] == cases.loc["3", "group"] == cases.loc["12", "group"] # the same sources, in whatever order
 
 
