@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
@@ -75,6 +75,7 @@ def test_descriptions_that_do_not_fit_are_refused(tables, cases):
     with pytest.raises(BadTable, match="no forged figure"): class_page(class_tables(cases[~cases["forged"]]))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.floats(0, 1), min_size=9, max_size=60))
 def test_quartiles_keep_order_and_ties_together(values):
     column = pd.Series(values)
@@ -85,6 +86,7 @@ def test_quartiles_keep_order_and_ties_together(values):
     assert frame["part"].between(1, 4).all() and (frame["part"] == 1).mean() >= .25
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=8))
 def test_any_cell_has_a_word(value):
     assert word(value if isinstance(value, str) else json.dumps(value)) != "" and isinstance(word(json.dumps(value)), str)
