@@ -1,9 +1,9 @@
-"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--synth N] [--drawings N] [--write-gate FILE].
+"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--synth N] [--drawings N] [--write-gate FILE] [--out FOLDER].
 
 Finds the test data by RECODAI_SHARED (default ../shared). The first run searches all 240 figures; with --cache the candidates are kept.
+Draws worst.png and classes.png into the folder of --out, or into that of --cache.
 """
 import argparse
-import json
 import os
 import pickle
 import time
@@ -17,14 +17,16 @@ import pandas as pd
 from made_negatives import made_negatives
 
 from recodai_forgery.align import MatchConfig
+from recodai_forgery.evaluate import class_page, class_tables, describe, format_classes, worst_page
 from recodai_forgery.evidence import find_candidates
-from recodai_forgery.gate import save_gate
+from recodai_forgery.gate import Decision, save_gate
 from recodai_forgery.image import load_image
 from recodai_forgery.match import annotate, cross_validate, fit_gate, label
-from recodai_forgery.metric import bootstrap_interval, image_score
+from recodai_forgery.metric import format_summary, score_cases
+from recodai_forgery.report import save_figure
 from recodai_forgery.rle import encode
 from recodai_forgery.synth import NoPlace, SynthConfig, draw_figure
-from recodai_forgery.types import Case
+from recodai_forgery.types import AUTHENTIC, Case
 
 SHARED = Path(os.environ.get("RECODAI_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 
@@ -88,26 +90,29 @@ def search(case: Case, cache: Path | None, config: MatchConfig):
     return found
 
 
-def lines(frame: pd.DataFrame, by: str) -> str:
-    "Scores of the forged figures by a column, with bootstrap intervals by source group."
-    rows = []
-    for value, part in frame.groupby(by, observed=True):
-        low, high = bootstrap_interval(part.score.to_numpy(), part.group.to_numpy())
-        rows.append(f"| {value} | {len(part)} | {part.score.mean():.3f} | {low:.3f}-{high:.3f} | {(part.score > 0).mean():.2f} |")
-    return "\n".join([f"| {by} | figures | oF1 | 95 % | any hit |", "|---|---|---|---|---|", *rows])
+def tables_of(cases: list[Case], decisions: list[Decision], described: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    "Solution, submission and scored figures with their description; ids are forged_ID and authentic_ID."
+    names = ["_".join(case.key) for case in cases]
+    truth = [encode(list(np.load(case.mask))) if case.mask else AUTHENTIC for case in cases]
+    solution = pd.DataFrame({"case_id": names, "annotation": truth, "shape": [str(list(case.shape)) for case in cases]})
+    answers = [annotate(decision, case.shape) for decision, case in zip(decisions, cases, strict=True)]
+    submission = pd.DataFrame({"case_id": names, "annotation": answers})
+    about = described.loc[[int(case.case_id) for case in cases]].assign(case_id=names, group=[case.group for case in cases])
+    return solution, submission, describe(score_cases(solution, submission), about)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--budget", type=float, default=MatchConfig().budget, help="seconds a figure; raise it on a busy machine")
+    parser.add_argument("--out", type=Path, help="folder for worst.png and classes.png; that of --cache unless given")
     parser.add_argument("--figures", type=int, help="only the first N pairs")
     parser.add_argument("--write-gate", type=Path, help="fit on all figures and write the gate here")
     parser.add_argument("--synth", type=int, default=0, help="also learn from N pairs of made figures (with --cache)")
     parser.add_argument("--drawings", type=int, default=0, help="also learn from N authentic drawings of each kind (with --cache)")
     options = parser.parse_args()
     if (options.synth or options.drawings) and not options.cache: parser.error("--synth and --drawings need --cache")
-    if options.cache: options.cache.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (options.cache, options.out)): folder.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     cases, table = bench_cases(options.figures)
     examined, times, steps = [], [], []
@@ -121,24 +126,17 @@ def main() -> None:
     if options.drawings: learned += drawing_cases(options.drawings, options.cache)
     extra = [search(case, options.cache, config)[0] for case in learned]
     decisions = cross_validate(examined, config, extra)
-    rows = []
-    for case, decision, one in zip(cases, decisions, examined, strict=True):
-        truth = np.load(case.mask) if case.mask else None
-        score = image_score(encode(list(truth)) if truth is not None else "authentic", annotate(decision, case.shape), f"[{case.shape[0]}, {case.shape[1]}]")
-        rows.append({"id": int(case.case_id), "forged": case.split == "forged", "score": score, "group": case.group, "answered": decision.answered,
-                     "p_forged": decision.p_forged, "oracle": max([f1 for f1, yes in zip(one.f1, one.true, strict=True) if yes], default=0.)})
-    result = pd.DataFrame(rows).join(table, on="id")
-    low, high = bootstrap_interval(result.score.to_numpy(), result.group.to_numpy())
-    forged = result[result.forged].copy()
-    print(f"score {result.score.mean():.4f} ({low:.3f}-{high:.3f}), forged {forged.score.mean():.4f}, authentic {result[~result.forged].score.mean():.4f}, "
-          f"figures with a true candidate {(forged.oracle > 0).mean():.3f}")
-    brier = ((result.p_forged - result.forged) ** 2).mean()
-    print(f"Brier score of P(forged) {brier:.3f}\n")
-    forged["area quartile"] = pd.qcut(forged.area_fraction, 4, labels=["1 (smallest)", "2", "3", "4"])
-    forged["transform"] = ["mixed" if len(kinds) > 1 else kinds[0] for kinds in
-                           ([*{part.split('"')[0] for part in text.split('"t": "')[1:]}] for text in forged.transforms)]
-    forged["after forging"] = ["+".join(sorted(json.loads(text))) or "nothing" for text in forged.post]
-    for column in ("kind", "area quartile", "transform", "after forging", "n_instances"): print(lines(forged, column), "\n")
+    solution, submission, result = tables_of(cases, decisions, table)
+    p_forged = np.array([decision.p_forged for decision in decisions])
+    found = [one.true.any() for one in examined if one.events]
+    print(format_summary(result, result["group"].to_numpy()))
+    print(f"\nfigures with a true candidate {np.mean(found):.3f}, Brier score of P(forged) {((p_forged - result['forged']) ** 2).mean():.3f}\n")
+    classes = class_tables(result)
+    for one in classes.values(): print(format_classes(one), "\n")
+    if options.out or options.cache:
+        out = options.out or options.cache
+        images = {"_".join(case.key): case.image for case in cases}
+        print(save_figure(class_page(classes), out / "classes.png"), save_figure(worst_page(images, solution, submission, result), out / "worst.png"), "\n")
     wall, processor = np.array(times).T
     print(f"seconds a figure: wall clock mean {wall.mean():.2f} max {wall.max():.2f}, processor mean {processor.mean():.2f} max {processor.max():.2f}")
     print("steps:", pd.DataFrame(steps).fillna(0).mean().round(3).to_dict())

@@ -281,6 +281,7 @@ def test_few_sources_are_shared_and_said_to_be(sources, tmp_path):
     make_tree(sources[:3], tmp_path, 3, config=SMALL) # the folder exists and is empty: that is fine
     assert set(pd.read_csv(tmp_path / "cases.csv")["source_group"]) == {"shared"}
     assert share_sources(sources, 0, SynthConfig(test=0))["train"] == sources
+    assert share_sources(sources, 0, SynthConfig(test=1))["test"] == sources
 
 
 # refusals
