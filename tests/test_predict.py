@@ -15,11 +15,11 @@ from PIL import Image
 import recodai_forgery.predict as predict_room
 from recodai_forgery.image import load_image
 from recodai_forgery.metric import image_score
-from recodai_forgery.model import ModelConfig, build_model, pick_device, save_model
+from recodai_forgery.model import ModelConfig, build_model, pick_device, save_model, to_tensor
 from recodai_forgery.predict import Detector, PredictConfig, padded_size
 from recodai_forgery.rle import decode_regions, encode
 from recodai_forgery.submission import predict_folder, read_table, validate_submission
-from recodai_forgery.types import AUTHENTIC, BadCheckpoint, BadConfig, BadImage, NotFinite, union
+from recodai_forgery.types import AUTHENTIC, BadCheckpoint, BadConfig, BadImage, NotFinite, Region, union
 
 SIZE = 96
 SHAPES = [(96, 96), (64, 96), (70, 96), (96, 64), (140, 190), (33, 200), (200, 33), (1, 50), (8, 8), (300, 400), (96, 93)]
@@ -321,8 +321,23 @@ def test_hybrid_asks_the_network_where_the_matcher_has_no_answer(checkpoint, fig
     image = load_image(figures / "0.png")
     assert alone["match"](image).annotation == AUTHENTIC # smooth: nothing to match
     assert hybrid(image).annotation == alone["maskrcnn"](image).annotation != AUTHENTIC
-    assert hybrid(image).p_forged == alone["maskrcnn"](image).p_forged
+    assert hybrid(image).p_forged > .5
     assert hybrid.hurried()(photograph).annotation == alone["maskrcnn"](photograph).annotation and alone["maskrcnn"].hurried() is None
+
+
+def test_a_network_that_compares_says_where_the_like_of_each_region_is(tmp_path):
+    config = ModelConfig("resnet18", size=128, channels=16, anchor_sizes=(8, 16, 32, 48, 64), correlation=32)
+    save_model(tmp_path / "best.safetensors", build_model(config), config)
+    rng, options = np.random.default_rng(0), PredictConfig(.5, .5, max_detections=5)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (128, 96, 3)).astype(np.uint8), (0, 0), 1.2)
+    image[70:110, 50:90] = image[10:50, 6:46]
+    hybrid = Detector(tmp_path / "best.safetensors", device="cpu")
+    images = [image[:, ::-1].copy(), image]
+    hybrid.finder.network.regions = lambda *_: hybrid.finder.network.model.eval()([to_tensor(one) for one in images]) and [[Region((6, 10, 46, 50), np.ones((40, 40)))]] * 2
+    with torch.inference_mode(): mirrored, plain = hybrid.finder.network.look(images, options)
+    assert np.allclose(plain.matches[0].offset, (44, 60), atol=6) and plain.matches[0].support > .5
+    assert mirrored.matches[0] is None or mirrored.matches[0].support < .5 # the other figure's own field
+    assert not any(part._forward_pre_hooks for part in hybrid.finder.network.model.modules())
 
 
 def test_a_gate_of_ones_own_decides(checkpoint, tmp_path):
