@@ -2,28 +2,22 @@
 
 Figures whose every source image belongs to a held-out group are scored; figures with any such source are not trained on. Thresholds are
 chosen on a validation fold of the training figures, so that nothing is tuned on what is reported. RECODAI_SHARED says where the data lie.
-
-`--correlation 64 --more 6` asks what the SelfCorr neck adds: the plain network goes on for as many epochs twice, from the same weights in
-the same order of figures, once as it is and once with the neck, and the two are compared on forged figures.
 """
 import argparse
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from recodai_forgery.cases import index_tree, read_masks, split_cases
-from recodai_forgery.data import ForgeryDataset
-from recodai_forgery.metric import bootstrap_interval, format_summary, score_cases
-from recodai_forgery.model import ModelConfig, detect_batch, load_model
+from recodai_forgery.cases import index_tree, split_cases
+from recodai_forgery.metric import format_summary, score_cases
+from recodai_forgery.model import ModelConfig
 from recodai_forgery.predict import Detector
 from recodai_forgery.report import compare_submission, save_figure
-from recodai_forgery.rle import encode
 from recodai_forgery.synth import SynthConfig, make_tree
-from recodai_forgery.thresholds import THRESHOLDS, annotation, judge
+from recodai_forgery.thresholds import annotation
 from recodai_forgery.train import TrainConfig, train
 from recodai_forgery.types import Case
 
@@ -54,35 +48,6 @@ def synthetic_cases(held: set[str], count: int, out: Path, seed: int) -> list[Ca
     return list(index_tree(out, strict=True).cases)
 
 
-def forged_scores(checkpoint: Path, cases: list[Case]) -> dict[str, np.ndarray]:
-    "Pixel F1 (all duplicated pixels as one) and oF1 of each forged figure, (figures, thresholds)."
-    model, config, _ = load_model(checkpoint)
-    dataset, scores = ForgeryDataset(cases, config.size), {"pixel F1": [], "oF1": []}
-    for place, case in enumerate(cases):
-        regions, = detect_batch(model, [dataset[place][0]], [case.shape], THRESHOLDS[0])
-        union = encode(read_masks(case.mask, case.shape).any(axis=0, keepdims=True).astype(np.uint8))
-        for name, label in (("pixel F1", union), ("oF1", annotation(case))): scores[name].append(judge(regions, label, case.shape).scores)
-    return {name: np.array(rows) for name, rows in scores.items()}
-
-
-def compare(plain: Path, folds, unseen: list[Case], groups: dict[str, set[str]], chosen) -> None:
-    "The plain network going on as it is, and with the neck; thresholds chosen on the validation fold, figures of unseen sources reported."
-    config = ModelConfig("mobilenet_v2", size=chosen.size, channels=chosen.channels, weights=str(plain))
-    forged, fold = [case for case in unseen if case.forged], [case for case in folds[1] if case.forged]
-    member, answers = np.array([min(groups[case.case_id]) for case in forged]), {}
-    for name, cells in (("plain", 0), ("SelfCorr", chosen.correlation)):
-        began = time.perf_counter()
-        best = train(folds, chosen.out / name, replace(config, correlation=cells),
-                     TrainConfig(epochs=chosen.more, seed=chosen.seed), resume=chosen.resume)
-        minutes, tuning = (time.perf_counter() - began) / 60, forged_scores(best, fold)
-        answers[name] = {what: rows[:, tuning[what].mean(axis=0).argmax()] for what, rows in forged_scores(best, forged).items()}
-        print(f"{name:9} {minutes:5.1f} min" + "".join(f"   {what} {rows.mean():.3f}" for what, rows in answers[name].items()), flush=True)
-    for what, rows in answers["SelfCorr"].items():
-        more = rows - answers["plain"][what]
-        low, high = bootstrap_interval(more, member)
-        print(f"SelfCorr adds {more.mean():+.3f} {what} on {len(more)} forged figures of {len(set(member))} groups (95 %: {low:+.3f} to {high:+.3f})")
-
-
 def main():
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, required=True)
@@ -90,9 +55,7 @@ def main():
     options.add_argument("--size", type=int, default=512)
     options.add_argument("--channels", type=int, default=64)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--correlation", type=int, default=0, help="cells of the SelfCorr neck; compares it with the plain network")
     options.add_argument("--synthetic", type=int, default=0, help="pairs made from seen source images, for training as well")
-    options.add_argument("--more", type=int, default=6, help="epochs of the comparison")
     options.add_argument("--resume", action="store_true")
     chosen = options.parse_args()
 
@@ -109,7 +72,6 @@ def main():
     began = time.perf_counter()
     best = train(folds, chosen.out / "first", model, TrainConfig(epochs=chosen.epochs, seed=chosen.seed), resume=chosen.resume)
     trained = time.perf_counter()
-    if chosen.correlation: compare(best, folds, unseen, groups, chosen)
     detector = Detector(best, method="maskrcnn")
     images = {"-".join(case.key): case for case in unseen}
     answers = {name: detector(case.image) for name, case in images.items()}

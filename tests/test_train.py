@@ -406,6 +406,9 @@ def test_optimizer_as_the_plan_says():
     assert {id(weight) for weight in left["params"]} == plain
     assert len(decayed["params"]) + len(left["params"]) == sum(weight.requires_grad for weight in model.parameters())
 
+    *_, neck = make_optimizer(build_model(replace(MODEL, correlation=16)), TRAIN).param_groups
+    assert neck["faster"] == 10 and len(neck["params"]) == 4 and neck["weight_decay"] == 1e-4
+
 
 @settings(max_examples=100, deadline=None)
 @given(steps=st.integers(1, 500), batch=st.integers(1, 64), warmup=st.floats(0, 1))
