@@ -406,7 +406,7 @@ def test_optimizer_as_the_plan_says():
     assert {id(weight) for weight in left["params"]} == plain
     assert len(decayed["params"]) + len(left["params"]) == sum(weight.requires_grad for weight in model.parameters())
 
-    *_, neck = make_optimizer(build_model(replace(MODEL, correlation=16)), TRAIN).param_groups
+    _, neck, _ = make_optimizer(build_model(replace(MODEL, correlation=16)), TRAIN).param_groups
     assert neck["faster"] == 10 and len(neck["params"]) == 4 and neck["weight_decay"] == 1e-4
 
 
