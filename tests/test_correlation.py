@@ -129,7 +129,7 @@ def test_padding_is_never_read():
     neck = SelfCorr(8, 32)
     for gate in neck.gates: torch.nn.init.ones_(gate.weight)
     for a, b in zip(neck(image, alone), neck(padded, together), strict=True):
-        assert torch.allclose(a[0], b[0, :, :a.shape[2], :a.shape[3]], atol=1e-5) and a.abs().max() > 0
+        assert torch.allclose(a[0], b[0, :, :a.shape[2], :a.shape[3]], atol=1e-4) and a.abs().max() > 0
 
 
 def test_permuted_images_permute_the_output():
