@@ -126,10 +126,11 @@ def test_padding_is_never_read():
     alone, together = match_cells(image, stages, 32), match_cells(padded, rubbish, 32)
     assert figure_extent(padded).tolist() == [[96, 128], [160, 192]]
     assert all(torch.allclose(a[0], b[0], atol=1e-4) for a, b in zip(alone, together, strict=True)) and alone.similarity.max() > .5
+    torch.manual_seed(0)
     neck = SelfCorr(8, 32)
-    for gate in neck.gates: torch.nn.init.ones_(gate.weight)
+    for gate in neck.gates: torch.nn.init.constant_(gate.weight, 1 / 6) # what is added stays of the order of one
     for a, b in zip(neck(image, alone), neck(padded, together), strict=True):
-        assert torch.allclose(a[0], b[0, :, :a.shape[2], :a.shape[3]], atol=1e-4) and a.abs().max() > 0
+        assert torch.allclose(a[0], b[0, :, :a.shape[2], :a.shape[3]], atol=1e-5) and a.abs().max() > 0
 
 
 def test_permuted_images_permute_the_output():

@@ -14,9 +14,11 @@ from PIL import Image
 
 import recodai_forgery.predict as predict_room
 from recodai_forgery.image import load_image
+from recodai_forgery.match import packaged_gate
 from recodai_forgery.metric import image_score
 from recodai_forgery.model import ModelConfig, build_model, pick_device, save_model, to_tensor
 from recodai_forgery.predict import Detector, PredictConfig, padded_size
+from recodai_forgery.regions import worth
 from recodai_forgery.rle import decode_regions, encode
 from recodai_forgery.submission import predict_folder, read_table, validate_submission
 from recodai_forgery.types import AUTHENTIC, BadCheckpoint, BadConfig, BadImage, NotFinite, Region, union
@@ -321,7 +323,8 @@ def test_hybrid_asks_the_network_where_the_matcher_has_no_answer(checkpoint, fig
     image = load_image(figures / "0.png")
     assert alone["match"](image).annotation == AUTHENTIC # smooth: nothing to match
     assert hybrid(image).annotation == alone["maskrcnn"](image).annotation != AUTHENTIC
-    assert hybrid(image).p_forged > .5
+    look, = hybrid.finder.network.look([image], hybrid.config)
+    assert hybrid(image).p_forged == worth(packaged_gate(), look, alone["maskrcnn"](image).p_forged) > .5
     assert hybrid.hurried()(photograph).annotation == alone["maskrcnn"](photograph).annotation and alone["maskrcnn"].hurried() is None
 
 
