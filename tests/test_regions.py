@@ -1,12 +1,16 @@
 "What a network's regions may change in the matcher's answer, and what they may not."
+import json
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+from typer.testing import CliRunner
+
 import recodai_forgery.regions as room
 from recodai_forgery.align import Budget, MatchConfig, apply_affine
+from recodai_forgery.cli import app
 from recodai_forgery.correlation import RegionMatch
 from recodai_forgery.evidence import search_figure
 from recodai_forgery.gate import Rated, load_gate, save_gate
@@ -191,3 +195,32 @@ def test_what_a_networks_word_is_worth_is_learned(tmp_path):
     save_gate(replace(gate, seen=2.5), tmp_path / "gate.json")
     loud = load_gate(tmp_path / "gate.json")
     assert loud.seen == 2.5 and load_gate().seen == 0 and ((loud(rows, useful[0].seen) > gate(rows) + 1e-4) == (useful[0].seen > 0)).all()
+
+
+def write_pages(root, count):
+    "A tree of pages, and of textures in which a piece shows twice."
+    for part in ("train_images/authentic", "train_images/forged", "train_masks"): (root / part).mkdir(parents=True)
+    mask = np.zeros((1, 180, 240), np.uint8)
+    mask[0, 15:65, 20:80] = mask[0, 110:160, 150:210] = 1
+    for number in range(count):
+        cv2.imwrite(str(root / f"train_images/authentic/{number}.png"), page())
+        cv2.imwrite(str(root / f"train_images/forged/{number}.png"), copied(texture(number)))
+        np.save(root / f"train_masks/{number}.npy", mask)
+    return root
+
+
+def test_fit_gate_learns_what_the_word_of_a_network_is_worth(tmp_path, monkeypatch):
+    def look(image):
+        "Sees the copies, not the letters."
+        regions = [Region(box, np.ones((50, 60)), .9) for box in ((20, 15, 80, 65), (150, 110, 210, 160))] if image.std() < 60 else []
+        return Look(regions, [None] * len(regions), .5, .5)
+    monkeypatch.setattr("recodai_forgery.predict.look_with", lambda checkpoint: look)
+    said = CliRunner().invoke(app, ["fit-gate", str(write_pages(tmp_path / "tree", 5)), "--out", str(tmp_path / "gate.json"), "--json", "--checkpoint", "any"])
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["figures"] == 10 and json.loads(said.stdout)["score"] > .6
+    assert load_gate(tmp_path / "gate.json").seen > 0
+
+
+def test_fit_gate_with_a_checkpoint_that_is_none(tmp_path):
+    said = CliRunner().invoke(app, ["fit-gate", str(write_pages(tmp_path / "tree", 5)), "--checkpoint", str(tmp_path / "none.safetensors")])
+    assert said.exit_code == 1 and "none.safetensors" in said.output
