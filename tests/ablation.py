@@ -22,15 +22,17 @@ from matplotlib.figure import Figure
 from recodai_forgery.align import MatchConfig
 from recodai_forgery.cases import components, index_tree, read_masks
 from recodai_forgery.data import ForgeryDataset
-from recodai_forgery.gate import save_gate
+from recodai_forgery.gate import load_gate, save_gate
 from recodai_forgery.image import load_image
-from recodai_forgery.match import fit_gate
+from recodai_forgery.match import fit_gate, fit_seen
 from recodai_forgery.metric import bootstrap_interval, image_score
 from recodai_forgery.model import ModelConfig, detect_batch, load_model
-from recodai_forgery.predict import Detector
+from recodai_forgery.predict import Detector, look_with
+from recodai_forgery.regions import examine_together
+from recodai_forgery.report import compare_cases, save_figure
 from recodai_forgery.thresholds import THRESHOLDS, annotation, judge
 from recodai_forgery.train import TrainConfig, train
-from recodai_forgery.types import Case, Region
+from recodai_forgery.types import AUTHENTIC, Case, Region
 
 ROWS = "plain", "SelfCorr"
 
@@ -93,9 +95,17 @@ def gate_without(held: set[str], cache: Path) -> Path:
     return path
 
 
-def answers(detector: Detector, cases: list[Case]) -> list[float]:
+def gate_that_hears(gate: Path, checkpoint: Path, cases: list[Case], path: Path) -> Path:
+    "A gate that also weighs a network's word, learned from figures that neither was fitted on."
+    known = load_gate(gate)
+    examined = examine_together(cases, look_with(checkpoint), MatchConfig(budget=60))
+    save_gate(replace(known, seen=fit_seen([known] * len(examined), examined)), path)
+    return path
+
+
+def score_answers(answers: list[str], cases: list[Case]) -> np.ndarray:
     "The competition's score of each figure."
-    return [image_score(annotation(case), detector(case.image).annotation, f"[{case.shape[0]}, {case.shape[1]}]") for case in cases]
+    return np.array([image_score(annotation(case), answer, case.shape) for answer, case in zip(answers, cases, strict=True)])
 
 
 def line(name: str, values: np.ndarray, member: np.ndarray) -> str:
@@ -111,6 +121,16 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     axis.errorbar(table["mean"], place, xerr=[table["mean"] - table["low"], table["high"] - table["mean"]], fmt="o", capsize=3)
     axis.set(yticks=place, yticklabels=table.index, xlabel="oF1 on forged figures of unseen sources", xlim=(0, 1))
     figure.savefig(path)
+
+
+def best_and_worst(answers: list[str], scores: np.ndarray, cases: list[Case], path: Path, count: int = 4) -> None:
+    "A page of the forged figures that were answered best and worst, and of authentic ones that were flagged."
+    names = ["_".join(case.key) for case in cases]
+    order = [place for place in np.argsort(-scores, kind="stable") if cases[place].forged]
+    flagged = [place for place in np.flatnonzero(scores < 1) if not cases[place].forged][:count // 2]
+    titles = {names[place]: f"{names[place]}: score {scores[place]:.2f}" for place in [*order[:count], *order[-count:], *flagged]}
+    table = lambda values: pd.DataFrame({"case_id": names, "annotation": values})
+    save_figure(compare_cases({name: case.image for name, case in zip(names, cases, strict=True)}, table([annotation(case) for case in cases]), table(answers), titles), path)
 
 
 def main() -> None:
@@ -152,9 +172,12 @@ def main() -> None:
     detectors = {"matcher": Detector(gate=gate)}
     for name in ROWS:
         best = max((runs[name, seed] for seed in range(chosen.seeds)), key=lambda path: load_model(path)[2]["oF1"])
-        detectors |= {f"Mask R-CNN, {name}": Detector(best, method="maskrcnn"), f"hybrid, {name}": Detector(best, gate=gate)}
-    scores = {"all authentic": np.array([float(not case.forged) for case in report])}
-    scores |= {name: np.array(answers(detector, report)) for name, detector in detectors.items()}
+        hears = gate_that_hears(gate, best, fold, chosen.out / f"gate-{name}.json")
+        print(f"{name}: {best.parent.name} scores best on the figures to choose on; the gate adds {load_gate(hears).seen:.2f} for its word", flush=True)
+        detectors |= {f"Mask R-CNN, {name}": Detector(best, method="maskrcnn"), f"hybrid, {name}": Detector(best, gate=hears)}
+    answers = {"all authentic": [AUTHENTIC] * len(report)} | {name: [detector(case.image).annotation for case in report] for name, detector in detectors.items()}
+    scores = {name: score_answers(said, report) for name, said in answers.items()}
+    best_and_worst(answers["hybrid, SelfCorr"], scores["hybrid, SelfCorr"], report, chosen.out / "best-and-worst.png")
     label = np.array([kinds[case.case_id] if case.forged else "authentic" for case in report])
     rows = pd.DataFrame({name: {"score": values.mean(), "forged": values[label != "authentic"].mean(),
                                 **{kind: values[label == kind].mean() for kind in sorted(set(label))}} for name, values in scores.items()}).T

@@ -5,7 +5,6 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-
 from typer.testing import CliRunner
 
 import recodai_forgery.regions as room
