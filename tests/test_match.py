@@ -11,9 +11,9 @@ from skimage import data
 from recodai_forgery.align import MIRROR, MatchConfig, find_keypoints
 from recodai_forgery.contour import fit_border
 from recodai_forgery.evidence import find_candidates
-from recodai_forgery.gate import draw, load_gate
+from recodai_forgery.gate import choice_loss, draw, load_gate
 from recodai_forgery.image import load_image
-from recodai_forgery.match import find_decision, find_events, fit_gate, label
+from recodai_forgery.match import find_decision, find_events, fit_gate, label, packaged_gate
 from recodai_forgery.types import BadConfig, BadMask, Case, Region, iou
 
 SIZE = 360, 300
@@ -167,3 +167,20 @@ def test_gate_needs_both_kinds(tmp_path):
     with pytest.raises(BadConfig, match="fit on"): fit_gate([one])
     with pytest.raises(BadMask, match="must be"):
         label(Case("forged", "1", tmp_path / "figure.png", tmp_path / "mask.npy", (9, 9)), candidates, planes)
+
+
+def test_the_slope_of_the_choices_is_that_of_their_loss():
+    rng = np.random.default_rng(0)
+    table, figure, numbers = rng.normal(size=(40, 3)), np.sort(rng.integers(0, 9, 40)), rng.normal(size=4)
+    true = rng.random(40) < .2
+    _, slope = choice_loss(numbers, table, figure, true)
+    step = 1e-5 * np.eye(4)
+    measured = [(choice_loss(numbers + one, table, figure, true)[0] - choice_loss(numbers - one, table, figure, true)[0]) / 2e-5 for one in step]
+    assert np.allclose(slope, measured, atol=1e-6) and np.abs(slope).min() > .01
+    assert choice_loss(numbers, table, figure, np.zeros(40, bool))[0] > choice_loss(numbers, table, figure, np.ones(40, bool))[0] > 0
+
+
+def test_a_candidates_probability_does_not_depend_on_how_many_there_are():
+    gate, rng = packaged_gate(), np.random.default_rng(0)
+    rows = [dict(zip(gate.names, np.array(gate.mean) + rng.normal(size=len(gate.names)) * gate.deviation, strict=True)) for _ in range(40)]
+    assert all((gate(rows[:count]) == gate(rows)[:count]).all() for count in (1, 2, 7, 33))
