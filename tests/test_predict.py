@@ -16,7 +16,7 @@ import recodai_forgery.predict as predict_room
 from recodai_forgery.image import load_image
 from recodai_forgery.match import packaged_gate
 from recodai_forgery.metric import image_score
-from recodai_forgery.model import ModelConfig, build_model, pick_device, save_model, to_tensor
+from recodai_forgery.model import ModelConfig, build_model, load_model, pick_device, save_model, to_tensor
 from recodai_forgery.predict import Detector, PredictConfig, padded_size
 from recodai_forgery.regions import worth
 from recodai_forgery.rle import decode_regions, encode
@@ -356,3 +356,16 @@ def test_a_gate_of_ones_own_decides(checkpoint, tmp_path):
     with pytest.raises(BadConfig, match="holds no gate"): Detector(gate=checkpoint.parent)
     for method, weights in ("match", checkpoint), ("hybrid", None), ("maskrcnn", None), ("guess", None):
         with pytest.raises(BadConfig): Detector(weights, method=method)
+
+
+@pytest.mark.parametrize(("gain", "counts"), [(.05, False), (.15, True)])
+def test_a_network_that_gained_little_in_validation_is_no_answer_by_itself(tiny_checkpoint, tmp_path, gain, counts):
+    model, config, extra = load_model(tiny_checkpoint)
+    save_model(tmp_path / "best.safetensors", model, config, extra | {"score_threshold": .01, "figure_threshold": .01, "oF1": .5 + gain, "all_authentic": .5})
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8), (0, 0), 1.5)
+    both, alone = (Detector(tmp_path / "best.safetensors", device="cpu", method=method) for method in ("hybrid", "maskrcnn"))
+    assert Detector()(image).annotation == "authentic" != alone(image).annotation
+    assert (both(image).annotation != "authentic") == counts
+    assert isinstance(both.hurried().finder, type(alone.finder) if counts else type(Detector().finder))
+    told = Detector(tmp_path / "best.safetensors", PredictConfig(figure_threshold=.01), "cpu", "hybrid")
+    assert told(image).annotation != "authentic"
