@@ -216,7 +216,7 @@ def build_bundle(
     out: str | Path,                      # folder to write; a bundle that is there is replaced
     owner: str,                           # on Kaggle, as in the address of the profile
     checkpoint: str | Path | None = None, # best.safetensors of a run
-    method: str | None = None,            # match, maskrcnn or hybrid; None: hybrid where there is a checkpoint, else match
+    method: str | None = None,            # match, maskrcnn or hybrid; None: hybrid
     gate: str | Path | None = None,       # of the matcher, written by fit-gate; None: the one in the wheel
     checkout: str | Path | None = None,   # of the project; None: the one that this package was imported from, or the current folder
 ) -> Bundle:

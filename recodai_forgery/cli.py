@@ -152,7 +152,7 @@ def train(
 def predict(
     images: Annotated[Path, typer.Argument(help="Folder of figures, or one figure.")],
     checkpoint: Annotated[Path | None, typer.Option(help="best.safetensors of a training run.")] = None,
-    method: Annotated[str | None, typer.Option(help="match, maskrcnn or hybrid; without it hybrid where there is a checkpoint, else match.")] = None,
+    method: Annotated[str | None, typer.Option(help="match, maskrcnn or hybrid; without it hybrid.")] = None,
     out: Annotated[Path, typer.Option(help="The submission to write.")] = Path("submission.csv"),
     sample: Annotated[Path | None, typer.Option(help="Sample submission: which ids, in which order.")] = None,
     gate: Annotated[Path | None, typer.Option(help="The matcher's gate, written by fit-gate; without it the one that comes with the package.")] = None,
@@ -192,7 +192,7 @@ def fit_gate(
     """
     from recodai_forgery.cases import index_tree, split_cases
     from recodai_forgery.gate import save_gate
-    from recodai_forgery.match import annotate, cross_validate, examine, fit_gate as fit
+    from recodai_forgery.match import annotate, cross_validate_twice, examine, examine_closer, fit_gate as fit
     from recodai_forgery.metric import image_score
     from recodai_forgery.thresholds import annotation
     with answered():
@@ -203,8 +203,10 @@ def fit_gate(
             from recodai_forgery.regions import examine_together
             examined = examine_together(cases, look_with(checkpoint), progress=not as_json)
         else: examined = examine(cases, progress=not as_json)
-        save_gate(fit(examined), out)
-        scores = [image_score(annotation(case), annotate(decision, case.shape), case.shape) for case, decision in zip(cases, cross_validate(examined), strict=True)]
+        closer = examine_closer(examined, progress=not as_json)
+        save_gate(replace(fit(examined), closer=fit(closer)), out)
+        scores = [image_score(annotation(case), annotate(decision, case.shape), case.shape)
+                  for case, decision in zip(cases, cross_validate_twice(examined, closer), strict=True)]
         score, authentic = sum(scores) / len(scores), sum(not case.forged for case in cases) / len(cases)
         say(f"{out}: fitted on {len(cases)} figures; with whole groups held out {score:.4f}, all authentic {authentic:.4f}",
             {"gate": out, "figures": len(cases), "score": score, "all_authentic": authentic}, as_json)
@@ -270,8 +272,8 @@ def score(
 def bundle(
     owner: Annotated[str, typer.Option(help="Your name on Kaggle, as in the address of your profile.")],
     out: Annotated[Path, typer.Option(help="Folder of the dataset; a bundle that is there is replaced. The notebooks' folders are written beside it.")] = Path("runs/bundle"),
-    checkpoint: Annotated[Path | None, typer.Option(help="best.safetensors of a training run; without one the matcher works alone.")] = None,
-    method: Annotated[str | None, typer.Option(help="match, maskrcnn or hybrid; without it hybrid where there is a checkpoint, else match.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="best.safetensors of a training run; without one there is no Mask R-CNN.")] = None,
+    method: Annotated[str | None, typer.Option(help="match, maskrcnn or hybrid; without it hybrid.")] = None,
     gate: Annotated[Path | None, typer.Option(help="The matcher's gate, written by fit-gate; without it the one in the wheel.")] = None,
     as_json: Json = False,
 ):
@@ -358,9 +360,9 @@ def demo(
             typer.echo(f"\nsubmission  {written}\npicture     {page}")
             return cases
 
-        step("2. The test figures, made from other images than the rest, by the matcher, which needs no training")
+        step("2. The test figures, made from other images than the rest, by the matcher and the network that comes with it")
         matcher = Detector()
-        cases = answer("match", matcher)
+        cases = answer("hybrid", matcher)
         best = cases[cases["forged"]]["score"].idxmax()
         events, image = matcher(pictures[best]).events, load_image(pictures[best])
         page = save_figure(draw_matches(image, events[:1], f"{pictures[best].name}: score {cases.loc[best, 'score']:.2f}"), out / "matches.png")

@@ -17,13 +17,14 @@ from sklearn.linear_model import LogisticRegression
 
 # %% auto #0
 __all__ = ['CLIP', 'GATE_FILE', 'LEAST_P', 'RELATIVE', 'EVIDENCE', 'NOTHING', 'ASKED', 'sigmoid', 'logit', 'Gate', 'choice_loss',
-           'fit_candidates', 'save_gate', 'load_gate', 'Group', 'group_candidates', 'merge_regions', 'make_event',
-           'expected_quality', 'expected_scores', 'probabilities', 'figure_probability', 'Decision', 'draw', 'Rated',
-           'rate', 'settle', 'decide']
+           'fit_candidates', 'save_gate', 'load_gate', 'gate_of', 'Group', 'group_candidates', 'merge_regions',
+           'make_event', 'expected_quality', 'expected_scores', 'probabilities', 'figure_probability', 'Decision',
+           'draw', 'trace', 'Rated', 'rate', 'settle', 'decide']
 
 # %% ../nbs/08_gate.ipynb #27ee1b70
 from .align import Planes
 from .contour import both_regions, draw_border, read_band
+from .crosscheck import CrossCheck, crosscheck
 from .evidence import Candidate, same_map, share_place
 from .types import BadConfig, Event, Link, Region, atomic_path, intersection, union
 
@@ -48,6 +49,7 @@ class Gate:
     counts: tuple[float, ...] = (.65, .28, .07) # share of forged figures with 1, 2, ... events
     border: tuple[float, ...] = ()   # weights of a pixel's numbers and bias; empty: regions stay as they were found
     seen: float = 0.                 # what a network's score of 1 for both regions adds to a candidate's log odds; 0: it has no say
+    closer: Gate | None = None       # of the second look at small figures, enlarged; None: there is none
 
     def rows(self, features: Sequence[dict[str, float]]) -> np.ndarray: # (n, 2 * names)
         "Features standardised, and their squares. Raises `BadConfig` where one is missing."
@@ -108,20 +110,26 @@ GATE_FILE = Path(__file__).with_name("gate.json") if "__file__" in globals() els
 
 def save_gate(gate: Gate, path: str | Path) -> None:
     "Write a gate, each number with six digits."
-    def short(value): return value if isinstance(value, str) else float(f"{value:.6g}")
-    rounded = {name: [short(part) for part in value] if isinstance(value, tuple | list) else short(value) for name, value in asdict(gate).items()}
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(rounded) + "\n")
+    def short(value):
+        if isinstance(value, dict): return {name: short(part) for name, part in value.items()}
+        if isinstance(value, tuple | list): return [short(part) for part in value]
+        return float(f"{value:.6g}") if isinstance(value, int | float) else value
+    with atomic_path(path) as temporary: temporary.write_text(json.dumps(short(asdict(gate))) + "\n")
 
 def load_gate(path: str | Path = GATE_FILE) -> Gate:
     "Read a gate; without a path the one that comes with the package. Raises `BadConfig` for what is none."
     try: values = json.loads(Path(path).read_text())
     except (OSError, ValueError) as problem: raise BadConfig.because(path, f"holds no gate ({problem})", "write one with fit-gate") from None
+    return gate_of(values, path)
+
+def gate_of(values: dict, path: str | Path) -> Gate:
+    "A gate from what its file holds. Raises `BadConfig`."
     try: gate = Gate(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except TypeError as problem: raise BadConfig.because(path, f"holds no gate ({problem})", "write one with fit-gate") from None
     sizes = len(gate.names), len(gate.mean), len(gate.deviation), len(gate.weights) / 2
     if len(set(sizes)) > 1:
         raise BadConfig.because(path, f"has {sizes} names, means, deviations and pairs of weights", "write it again with fit-gate")
-    return gate
+    return replace(gate, closer=gate_of(gate.closer, path)) if gate.closer else gate
 
 # %% ../nbs/08_gate.ipynb #ae04e29b
 LEAST_P = .15 # probability below which a candidate is not looked at
@@ -172,6 +180,7 @@ def make_event(
         features = candidates[n].features
         evidence = {"p": float(p[n]), "inliers": float(np.expm1(features["inliers"]))} | {name: features[name] for name in EVIDENCE}
         if seen is not None: evidence |= {"seen": float(seen[n]), "asked": float(candidates[n].asked)}
+        if "crosscheck" in features: evidence |= {"crosscheck": features["crosscheck"]}
         links.append(Link(source, target, candidates[n].affine, evidence))
     return Event(tuple(regions), tuple(links), group.p)
 
@@ -216,6 +225,15 @@ def draw(gate: Gate, candidate: Candidate, planes: Planes) -> Candidate:
     regions = both_regions(planes, drawn)
     return replace(candidate, source=regions[0], target=regions[1]) if regions else candidate
 
+def trace(net: CrossCheck, candidates: Sequence[Candidate], planes: Planes) -> list[Candidate]:
+    "Candidates with what a network says of them among their numbers and, where it draws them, with its borders; panels as wholes keep theirs."
+    traced = []
+    for candidate, told in zip(candidates, crosscheck(net, planes, [candidate.core for candidate in candidates]), strict=True):
+        regions = both_regions(planes, told.overlap) if told.overlap and not candidate.panels else None
+        known = replace(candidate, features=candidate.features | {"crosscheck": told.odds})
+        traced.append(replace(known, source=regions[0], target=regions[1], core=None) if regions else known)
+    return traced
+
 class Rated(NamedTuple):
     "Events that may be answered."
     events: tuple[Event, ...]  # their score is their probability
@@ -227,12 +245,16 @@ def rate(
     candidates: Sequence[Candidate],
     planes: Planes | None = None,   # where the candidates were found; None: their borders stay as they are
     seen: np.ndarray | None = None, # (n,) what a network gives for each candidate
+    net: CrossCheck | None = None,  # draws the borders; None: the gate's numbers do
 ) -> Rated: # most probable first
     "The events of a figure's candidates, and what they are worth."
     p = probabilities(gate, candidates, seen)
-    groups = group_candidates(candidates, p)
-    members = {n for group in groups for n in group.members}
-    drawn = [draw(gate, candidate, planes) if planes and n in members else candidate for n, candidate in enumerate(candidates)]
+    groups, drawn = group_candidates(candidates, p), list(candidates)
+    members = sorted({n for group in groups for n in group.members})
+    if planes and net:
+        for n, traced in zip(members, trace(net, [candidates[n] for n in members], planes), strict=True): drawn[n] = traced
+    if planes:
+        for n in members: drawn[n] = draw(gate, drawn[n], planes)
     return Rated(tuple(make_event(drawn, p, group, seen) for group in groups),
                  tuple(expected_quality(gate, candidates, group) for group in groups), figure_probability(gate, p))
 
@@ -250,6 +272,7 @@ def decide(
     candidates: Sequence[Candidate],
     planes: Planes | None = None,   # where the candidates were found; None: their borders stay as they are
     seen: np.ndarray | None = None, # (n,) what a network gives for each candidate
+    net: CrossCheck | None = None,  # draws the borders; None: the gate's numbers do
 ) -> Decision:
     "Events, and how many of them are worth answering."
-    return settle(gate, rate(gate, candidates, planes, seen))
+    return settle(gate, rate(gate, candidates, planes, seen, net))

@@ -169,7 +169,7 @@ def submit(
     check_sums(bundle)
     manifest = read_manifest(bundle)
     paths, without, surplus = match_sample(competition / "test_images", sample)
-    devices, told = ([], "") if manifest["method"] == "match" else usable_devices()
+    devices, told = usable_devices() if manifest["weights"] else ([], "") # without a checkpoint there is nothing for a GPU to do
     job = Job(str(bundle / manifest["weights"]) if manifest["weights"] else None, manifest["method"],
               size=manifest["model"]["size"] if manifest["model"] else 0, gate=str(bundle / manifest["gate"]) if manifest["gate"] else None)
     jobs = share_jobs(job, devices or ["cpu"], cores or len(os.sched_getaffinity(0)))

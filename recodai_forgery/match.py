@@ -5,7 +5,8 @@
 # %% ../nbs/08_match.ipynb #429a67f7
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,15 +18,17 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['resize_region', 'resize_event', 'packaged_gate', 'find_decision', 'find_events', 'Examined', 'read_truth',
-           'pieces_of', 'carried_onto', 'judge', 'label', 'examine', 'fit_rows', 'sources', 'held_out', 'best_of',
-           'fit_seen', 'calibrate', 'apart', 'blind_gates', 'complete', 'fit_gate', 'held_out_gates', 'cross_validate',
-           'annotate']
+__all__ = ['SMALL', 'Nets', 'resize_region', 'resize_event', 'packaged_gate', 'packaged_crosscheck', 'look_once', 'look_again',
+           'find_decision', 'find_events', 'Examined', 'read_truth', 'pieces_of', 'carried_onto', 'judge', 'label',
+           'examine', 'is_small', 'examine_closer', 'fit_rows', 'sources', 'held_out', 'best_of', 'fit_seen',
+           'calibrate', 'apart', 'blind_gates', 'complete', 'fit_gate', 'held_out_gates', 'cross_validate',
+           'cross_validate_twice', 'annotate']
 
 # %% ../nbs/08_match.ipynb #835790da
 from .align import MatchConfig, Planes
 from .contour import PIXEL, both_regions, draw_border, fit_border, read_band, sample_band
 from .check import Overlap, carry_mask
+from .crosscheck import CrossCheck, load_crosscheck
 from .evidence import Candidate, find_candidates
 from .gate import NOTHING, Decision, Gate, decide, fit_candidates, load_gate, logit, probabilities
 from .image import load_image
@@ -55,23 +58,50 @@ def packaged_gate() -> Gate:
     "The gate that comes with the package."
     return load_gate()
 
+@lru_cache
+def packaged_crosscheck() -> CrossCheck:
+    "The network that comes with the package."
+    return load_crosscheck()
+
+def look_once(image: np.ndarray, config: MatchConfig, gate: Gate, net: CrossCheck | None) -> Decision:
+    "What one search comes to, in pixels of the figure."
+    candidates, planes = find_candidates(image, config)
+    found = decide(gate, candidates, planes, net=net)
+    return found._replace(events=tuple(resize_event(event, planes.scale, image.shape[:2]) for event in found.events))
+
+SMALL = .2e6 # pixels; of smaller figures that seem authentic, an enlarged one is searched as well
+
+def look_again(
+    found: Decision,         # of the first look
+    image: np.ndarray,       # (H, W, 3) uint8 RGB
+    config: MatchConfig,     # with the seconds that are left
+    gate: Gate,
+    net: CrossCheck | None,
+) -> Decision:
+    "What a second look at a small figure comes to; the first one where that found something, or the second finds nothing."
+    if found.answered or gate.closer is None or image.shape[0] * image.shape[1] >= SMALL: return found
+    closer = look_once(image, replace(config, check_pixels_least=SMALL), gate.closer, net)
+    return closer if closer.answered else found
+
 def find_decision(
     image: np.ndarray,                       # (H, W, 3) uint8 RGB
     config: MatchConfig = MatchConfig(),     # noqa: B008 (frozen)
     gate: Gate | None = None,                # None: the one that comes with the package
+    net: CrossCheck | None = None,           # draws the borders; None: training-free, the gate's numbers do
 ) -> Decision: # events in pixels of the figure, how many to answer, P(forged)
     "What is copied in a figure, and whether to say so."
-    candidates, planes = find_candidates(image, config)
-    found = decide(gate or packaged_gate(), candidates, planes)
-    return found._replace(events=tuple(resize_event(event, planes.scale, image.shape[:2]) for event in found.events))
+    began, gate = time.perf_counter(), gate or packaged_gate()
+    found = look_once(image, config, gate, net)
+    return look_again(found, image, replace(config, budget=max(.1, config.budget - time.perf_counter() + began)), gate, net)
 
 def find_events(
     image: np.ndarray,                       # (H, W, 3) uint8 RGB
     config: MatchConfig = MatchConfig(),     # noqa: B008 (frozen)
     gate: Gate | None = None,                # None: the one that comes with the package
+    net: CrossCheck | None = None,           # draws the borders; None: training-free, the gate's numbers do
 ) -> list[Event]: # most probable first; their score is the probability
     "Every duplication event of a figure that is at all probable; `find_decision` also says which to answer."
-    return list(find_decision(image, config, gate).events)
+    return list(find_decision(image, config, gate, net).events)
 
 # %% ../nbs/08_match.ipynb #7e9ab466
 class Examined(NamedTuple):
@@ -148,6 +178,15 @@ def examine(cases: Iterable[Case], config: MatchConfig = MatchConfig(), progress
         candidates, planes = find_candidates(load_image(case.image), config)
         examined.append(label(case, candidates, planes))
     return examined
+
+def is_small(case: Case) -> bool:
+    "Whether a figure gets a second look."
+    return case.shape[0] * case.shape[1] < SMALL
+
+def examine_closer(examined: Sequence[Examined], config: MatchConfig = MatchConfig(), progress: bool = False) -> list[Examined]: # noqa: B008
+    "The same figures, the small ones enlarged: what the gate of the second look learns from. Raises `BadImage` and `BadMask`."
+    again = {one.case.key: one for one in examine([one.case for one in examined if is_small(one.case)], replace(config, check_pixels_least=SMALL), progress)}
+    return [again.get(one.case.key, one) for one in examined]
 
 # %% ../nbs/08_match.ipynb #2c6381df
 def fit_rows(examined: Sequence[Examined]) -> Gate:
@@ -241,18 +280,33 @@ def held_out_gates(examined: Sequence[Examined], extra: Sequence[Examined] = ())
         gates |= dict.fromkeys(test, complete(blind[test[0]], [examined[n] for n in fit], [blind[n] for n in fit]))
     return [gates[n] for n in range(len(examined))]
 
+Nets = Callable[[Case], "CrossCheck | None"] # the network that may draw in a figure: one that has not seen its sources
+
 def cross_validate(
     examined: Sequence[Examined],
     config: MatchConfig = MatchConfig(),  # noqa: B008 (frozen)
     extra: Sequence[Examined] = (),       # only learned from
+    nets: Nets = lambda case: None,
 ) -> list[Decision]: # in pixels of the figures
     "The answer for each figure, by a gate fitted on the figures that share no source with it. Raises `BadImage`."
     decisions = []
     for one, gate in zip(examined, held_out_gates(examined, extra), strict=True):
-        planes = Planes(load_image(one.case.image), config.check_pixels) if one.candidates else None
-        found = decide(gate, one.candidates, planes, one.seen)
+        planes = Planes(load_image(one.case.image), config.check_pixels, least=SMALL if one.scale > 1 else 1.) if one.candidates else None
+        found = decide(gate, one.candidates, planes, one.seen, nets(one.case))
         decisions.append(found._replace(events=tuple(resize_event(event, one.scale, one.case.shape) for event in found.events)))
     return decisions
+
+def cross_validate_twice(
+    examined: Sequence[Examined],
+    closer: Sequence[Examined],          # from `examine_closer`
+    config: MatchConfig = MatchConfig(), # noqa: B008 (frozen)
+    extra: tuple[Sequence[Examined], Sequence[Examined]] = ((), ()), # only learned from, at the first look and at the second
+    nets: Nets = lambda case: None,
+) -> list[Decision]: # in pixels of the figures
+    "The same with a second look at small figures. Raises `BadImage`."
+    looks = cross_validate(examined, config, extra[0], nets), cross_validate(closer, config, extra[1], nets)
+    return [second if is_small(one.case) and second.answered and not first.answered else first
+            for one, first, second in zip(examined, *looks, strict=True)]
 
 def annotate(decision: Decision, shape: tuple[int, int]) -> str:
     "What is submitted for a decision."

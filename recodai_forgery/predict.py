@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ from .image import find_images, fit_size, image_info, load_image
 from .align import MatchConfig
 from .correlation import MatchField, SelfCorr, match_region
 from .gate import Decision, Gate, load_gate
-from .match import find_decision
+from .crosscheck import CrossCheck
+from .match import find_decision, packaged_crosscheck
 from .model import detect, group_regions, load_model, pick_device, whole
 from .regions import Look, find_together
 from .rle import encode
@@ -146,19 +148,20 @@ HURRIED = MatchConfig(keypoint_pixels=.25e6, keypoint_pixels_most=.25e6, keypoin
                       check_pixels=.6e6, budget=3.)
 
 class Matcher:
-    "The training-free matcher as a finder."
+    "The matcher as a finder: training-free, or with the network that draws its borders."
     extra: dict = {}
 
     def __init__(self,
         gate: Gate | None = None,          # None: the one that comes with the package
         config: MatchConfig | None = None, # None: the usual thoroughness
+        net: CrossCheck | None = None,     # None: training-free
     ):
-        self.gate, self.config = gate, config or MatchConfig()
+        self.gate, self.config, self.net = gate, config or MatchConfig(), net
 
     @property
     def cheaper(self) -> Matcher | None:
         "A finder for when time runs out; None where there is none."
-        return None if self.config == HURRIED else Matcher(self.gate, HURRIED)
+        return None if self.config == HURRIED else Matcher(self.gate, HURRIED, self.net)
 
     def batch_key(self, shape: tuple[int, int]) -> tuple[int, int]:
         "Figures go one by one; any may stand beside any other."
@@ -169,7 +172,7 @@ class Matcher:
         config: PredictConfig,    # not used: the gate decides
     ) -> list[Finding]:
         "Events of each figure."
-        return [Finding.of(find_decision(image, self.config, self.gate)) for image in images]
+        return [Finding.of(find_decision(image, self.config, self.gate, self.net)) for image in images]
 
 # %% ../nbs/09_predict.ipynb #90887383
 LEAST_GAIN = .1 # over answering "authentic" in validation: with less, a network's regions are no answer by themselves
@@ -185,7 +188,7 @@ class Hybrid:
         device: str = "auto",     # or what torch.device takes
         gate: Gate | None = None, # of the matcher; None: the one that comes with the package
     ):
-        self.network, self.matcher = Network(checkpoint, device), Matcher(gate)
+        self.network, self.matcher = Network(checkpoint, device), Matcher(gate, net=packaged_crosscheck())
         alone, self.batch_key = speaks_alone(self.network.extra), self.network.batch_key
         self.extra = self.network.extra | ({} if alone else {"figure_threshold": 1.}) # which whoever predicts may still set otherwise
         self.cheaper = self.network if alone else self.matcher.cheaper
@@ -199,7 +202,8 @@ class Hybrid:
         except (MemoryError, NotFinite) as problem:
             if len(images) > 1: return [found for image in images for found in self([image], config)]
             return [found._replace(note=f"by the matcher alone: {problem}") for found in self.matcher(images, config)]
-        return [Finding.of(find_together(image, look, self.matcher.config, self.matcher.gate)) for image, look in zip(images, looks, strict=True)]
+        together = partial(find_together, config=self.matcher.config, gate=self.matcher.gate, net=self.matcher.net)
+        return [Finding.of(together(image, look)) for image, look in zip(images, looks, strict=True)]
 
 # %% ../nbs/09_predict.ipynb #f5e465a7
 def out_of_memory(problem: RuntimeError) -> bool:
@@ -226,11 +230,10 @@ def pick_method(
     checkpoint: str | Path | None,
 ) -> str:
     "The method, one of `METHODS`. Raises `BadConfig` for a name that is none, or where a checkpoint is missing or idle."
-    picked = method or ("match" if checkpoint is None else "hybrid")
+    picked = method or "hybrid"
     if picked not in METHODS: raise BadConfig.because("method", f"there is no {picked!r}", f"use one of {', '.join(METHODS)}")
-    if (picked == "match") != (checkpoint is None):
-        cause = "takes no checkpoint" if picked == "match" else "needs a checkpoint"
-        raise BadConfig.because("method", f"{picked} {cause}", "leave the checkpoint out" if picked == "match" else "pass one, or use match")
+    if picked == "match" and checkpoint is not None: raise BadConfig.because("method", "match takes no checkpoint", "leave the checkpoint out")
+    if picked == "maskrcnn" and checkpoint is None: raise BadConfig.because("method", "maskrcnn needs a checkpoint", "pass one, or use hybrid or match")
     return picked
 
 def make_finder(method: str, checkpoint: str | Path | None, device: str, gate: str | Path | None) -> Network | Matcher | Hybrid:
@@ -238,11 +241,12 @@ def make_finder(method: str, checkpoint: str | Path | None, device: str, gate: s
     if gate is not None and method == "maskrcnn": raise BadConfig.because("gate", "the network alone has no gate", "leave it out, or use hybrid")
     known = None if gate is None else load_gate(gate)
     if method == "maskrcnn": return Network(checkpoint, device)
-    return Matcher(known) if method == "match" else Hybrid(checkpoint, device, known)
+    if method == "match": return Matcher(known)
+    return Hybrid(checkpoint, device, known) if checkpoint else Matcher(known, net=packaged_crosscheck())
 
 # %% ../nbs/09_predict.ipynb #e42e2c27
 class Detector:
-    """Finds duplications in figures: `Detector()("figure.png")` by matching, `Detector("best.safetensors")` with a trained network as well.
+    """Finds duplications in figures: `Detector()("figure.png")` by matching and the network that checks it, `Detector("best.safetensors")` with a Mask R-CNN as well.
 
     Raises `BadCheckpoint` where the checkpoint cannot be used, `BadConfig` where checkpoint or gate do not go with the method.
     """
@@ -250,7 +254,7 @@ class Detector:
         checkpoint: str | Path | None = None, # weights of a trained network
         config: PredictConfig | None = None,
         device: str | None = None,            # None: the GPU where there is one that torch can use, else the CPU
-        method: str | None = None,            # one of `METHODS`; None: hybrid where there is a checkpoint, else match
+        method: str | None = None,            # one of `METHODS`; None: hybrid
         gate: str | Path | None = None,       # of the matcher, written by fit-gate; None: the one that comes with the package
     ):
         self.finder = make_finder(pick_method(method, checkpoint), checkpoint, device or "auto", gate)

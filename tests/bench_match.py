@@ -1,4 +1,4 @@
-"""What the matcher costs on the development benchmark, on one core: a figure, at most, and step by step. `make bench` calls it; it also runs alone.
+"""What the matcher costs, with the network that draws its borders, on the development benchmark, on one core: a figure, at most, and step by step. `make bench` calls it; it also runs alone.
 
 Times are wall-clock times, as the budget is. The projection takes figures of the benchmark's sizes for the competition's.
 """
@@ -14,27 +14,35 @@ SHARED = Path(os.environ.get("RECODAI_SHARED") or Path(__file__).resolve().paren
 
 def matcher_speed() -> list[str]:
     import cv2
+    import torch
 
     from recodai_forgery.align import MatchConfig
     from recodai_forgery.evidence import find_candidates
     from recodai_forgery.gate import decide
     from recodai_forgery.image import find_images, load_image
-    from recodai_forgery.match import packaged_gate
+    from recodai_forgery.match import look_again, packaged_crosscheck, packaged_gate
     folders = [SHARED / "bench" / "dev" / "train_images" / name for name in ("forged", "authentic")]
     if not folders[0].is_dir(): return ["matcher: no shared test data, not measured"]
-    cores, threads, config, steps, seconds = os.sched_getaffinity(0), cv2.getNumThreads(), MatchConfig(), Counter(), []
+    cores, threads, config, steps, seconds = os.sched_getaffinity(0), (cv2.getNumThreads(), torch.get_num_threads()), MatchConfig(), Counter(), []
+    gate, net = packaged_gate(), packaged_crosscheck()
     os.sched_setaffinity(0, {max(cores)})
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     try:
         for path in [path for folder in folders for path in find_images(folder)]:
             image, began, step = load_image(path), time.perf_counter(), {}
-            candidates, _ = find_candidates(image, config, step)
-            decide(packaged_gate(), candidates)
+            candidates, planes = find_candidates(image, config, step)
+            searched = time.perf_counter()
+            found = decide(gate, candidates, planes, net=net)
+            decided = time.perf_counter()
+            look_again(found, image, config, gate, net)
+            step |= {"gate and borders": decided - searched, "second look": time.perf_counter() - decided}
             seconds.append(time.perf_counter() - began)
             steps.update(step)
     finally:
         os.sched_setaffinity(0, cores)
-        cv2.setNumThreads(threads)
+        cv2.setNumThreads(threads[0])
+        torch.set_num_threads(threads[1])
     mean, most = sum(seconds) / len(seconds), max(seconds)
     hours = mean * FIGURES / CORES / 3600
     verdict = lambda fine: "met" if fine else "MISSED"

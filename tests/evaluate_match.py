@@ -1,6 +1,7 @@
-"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--synth N] [--drawings N] [--write-gate FILE] [--out FOLDER].
+"""How well the matcher does on bench/dev, cross-validated by source: python tests/evaluate_match.py [--cache FOLDER] [--budget SECONDS] [--figures N] [--synth N] [--drawings N] [--crosscheck FOLDER] [--write-gate FILE] [--out FOLDER].
 
 Finds the test data by RECODAI_SHARED (default ../shared). The first run searches all 240 figures; with --cache the candidates are kept.
+With --crosscheck, the folder of tests/train_crosscheck.py, borders are drawn by networks that have seen none of a figure's sources; without it by the gate's numbers.
 Draws worst.png and classes.png into the folder of --out, or into that of --cache.
 """
 import argparse
@@ -17,12 +18,13 @@ import pandas as pd
 from made_negatives import made_negatives
 
 from recodai_forgery.align import MatchConfig
+from recodai_forgery.crosscheck import load_crosscheck
 from recodai_forgery.evaluate import class_page, class_tables, describe, format_classes, worst_page
 from recodai_forgery.evidence import find_candidates
 from recodai_forgery.gate import Decision, save_gate
 from recodai_forgery.image import load_image
-from recodai_forgery.match import annotate, cross_validate, fit_gate, label
-from recodai_forgery.metric import format_summary, score_cases
+from recodai_forgery.match import SMALL, Nets, annotate, cross_validate_twice, fit_gate, is_small, label, sources
+from recodai_forgery.metric import bootstrap_interval, format_summary, score_cases
 from recodai_forgery.report import save_figure
 from recodai_forgery.rle import encode
 from recodai_forgery.synth import NoPlace, SynthConfig, draw_figure
@@ -47,16 +49,20 @@ def bench_cases(figures: int | None = None) -> tuple[list[Case], pd.DataFrame]:
 SYNTH = SynthConfig(kinds=(.7, .1, .2, 0), area=(.002, .004, .010, .03, .1), longest_min=256, longest_max=800, aspect_max=3)
 PAIRS = replace(SYNTH, kinds=(0, 0, 0, 1), area=(.05, .08, .15, .2, .28))
 
-def synth_cases(count: int, folder: Path) -> list[Case]:
-    "Figures made to learn from, each of a single group of sources, so that it can be left out with its group."
+def source_pool(number: int, pairs: bool) -> tuple[str, list[Path], SynthConfig]: # pairs: a panel used twice
+    "A group of sources, its images, and what to make of them: made figure `number` has a single group, so that it can be left out with it."
     group = pd.read_csv(SHARED / "bench" / "ATTRIBUTION.csv").groupby("group")["file"].apply(list)
-    cases, many = [], group[group.map(len) >= 4]
+    pool = group[group.map(len) >= 4] if pairs else group
+    name, files = pool.index[number % len(pool)], pool.iloc[number % len(pool)]
+    config = PAIRS if pairs else SYNTH if len(files) >= 4 else replace(SYNTH, kinds=(1, 0, 0, 0))
+    return name, [SHARED / "figures" / file for file in files], config
+
+def synth_cases(count: int, folder: Path) -> list[Case]:
+    "Figures made to learn from, each of a single group of sources."
+    cases = []
     for number in range(count):
-        pairs = number >= .88 * count # the last eighth: figures with a panel used twice
-        pool = many if pairs else group
-        name, files = pool.index[number % len(pool)], pool.iloc[number % len(pool)]
-        config = PAIRS if pairs else SYNTH if len(files) >= 4 else replace(SYNTH, kinds=(1, 0, 0, 0))
-        try: made = draw_figure([SHARED / "figures" / file for file in files], 7, number, config)
+        name, files, config = source_pool(number, number >= .88 * count) # the last eighth: figures with a panel used twice
+        try: made = draw_figure(files, 7, number, config)
         except NoPlace: continue
         for split, image in (("forged", made.image), ("authentic", made.authentic)):
             path = folder / f"{split}_{number}.png"
@@ -79,7 +85,7 @@ def drawing_cases(each: int, folder: Path) -> list[Case]:
 
 def search(case: Case, cache: Path | None, config: MatchConfig):
     "Candidates of a figure with their truth, from the cache where they are there; wall-clock and processor seconds and steps of the search."
-    path = cache / f"{case.split}_{case.case_id}.pkl" if cache else None
+    path = cache / f"{case.split}_{case.case_id}{'_closer' if config.check_pixels_least > 1 else ''}.pkl" if cache else None
     if path and path.exists(): return pickle.loads(path.read_bytes())
     start, processor, steps = time.perf_counter(), time.process_time(), {}
     candidates, planes = find_candidates(load_image(case.image), config, steps)
@@ -88,6 +94,14 @@ def search(case: Case, cache: Path | None, config: MatchConfig):
     found = label(case, candidates, planes), spent, steps
     if path: path.write_bytes(pickle.dumps(found))
     return found
+
+
+def blind_nets(folder: Path) -> Nets:
+    "For each figure a network that was not trained on any of its sources; of several the one that learned from most."
+    from train_crosscheck import FOLDS, all_groups, held_sources
+    held = held_sources(bench_cases()[0][::2], all_groups(folder))[:FOLDS]
+    nets = [load_crosscheck(folder / f"{k}.safetensors") for k in range(FOLDS)]
+    return lambda case: nets[min((k for k in range(FOLDS) if sources(case) <= held[k]), key=lambda k: len(held[k]))]
 
 
 def tables_of(cases: list[Case], decisions: list[Decision], described: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -107,6 +121,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=MatchConfig().budget, help="seconds a figure; raise it on a busy machine")
     parser.add_argument("--out", type=Path, help="folder for worst.png and classes.png; that of --cache unless given")
     parser.add_argument("--figures", type=int, help="only the first N pairs")
+    parser.add_argument("--crosscheck", type=Path, help="folder with the networks of tests/train_crosscheck.py")
     parser.add_argument("--write-gate", type=Path, help="fit on all figures and write the gate here")
     parser.add_argument("--synth", type=int, default=0, help="also learn from N pairs of made figures (with --cache)")
     parser.add_argument("--drawings", type=int, default=0, help="also learn from N authentic drawings of each kind (with --cache)")
@@ -125,8 +140,17 @@ def main() -> None:
     learned = synth_cases(options.synth, options.cache) if options.synth else []
     if options.drawings: learned += drawing_cases(options.drawings, options.cache)
     extra = [search(case, options.cache, config)[0] for case in learned]
-    decisions = cross_validate(examined, config, extra)
+    nets = blind_nets(options.crosscheck) if options.crosscheck else lambda case: None
+    enlarged = replace(config, check_pixels_least=SMALL)
+    closer, more = ([search(one.case, options.cache, enlarged)[0] if is_small(one.case) else one for one in some] for some in (examined, extra))
+    decisions = cross_validate_twice(examined, closer, config, (extra, more), nets)
     solution, submission, result = tables_of(cases, decisions, table)
+    if options.crosscheck:
+        plain = tables_of(cases, cross_validate_twice(examined, closer, config, (extra, more)), table)[2]
+        for name, part in (("score", result), ("forged", result[result["forged"]])):
+            more_by = (part["score"] - plain.loc[part.index, "score"]).to_numpy()
+            low, high = bootstrap_interval(more_by, part["group"].to_numpy())
+            print(f"without the network, {name} {plain.loc[part.index, 'score'].mean():.3f}; it adds {more_by.mean():.3f} ({low:.3f} to {high:.3f})")
     p_forged = np.array([decision.p_forged for decision in decisions])
     found = [one.true.any() for one in examined if one.events]
     print(format_summary(result, result["group"].to_numpy()))
@@ -140,7 +164,7 @@ def main() -> None:
     wall, processor = np.array(times).T
     print(f"seconds a figure: wall clock mean {wall.mean():.2f} max {wall.max():.2f}, processor mean {processor.mean():.2f} max {processor.max():.2f}")
     print("steps:", pd.DataFrame(steps).fillna(0).mean().round(3).to_dict())
-    if options.write_gate: save_gate(fit_gate(examined, extra), options.write_gate)
+    if options.write_gate: save_gate(replace(fit_gate(examined, extra), closer=fit_gate(closer, more)), options.write_gate)
 
 
 if __name__ == "__main__":

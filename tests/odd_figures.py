@@ -201,17 +201,18 @@ def odd_figures(seed: int = 0, each: int = 5):
 
 
 def main() -> None:
-    from recodai_forgery.match import find_decision
+    from recodai_forgery.match import find_decision, packaged_crosscheck
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--match", action="store_true", help="by the training-free matcher, without the network that draws its borders")
     parser.add_argument("--write", type=Path, help="also write the figures to this folder")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    flagged, total = {}, 0
+    flagged, total, net = {}, 0, None if options.match else packaged_crosscheck()
     for number, (kind, figure) in enumerate(odd_figures(options.seed)):
         if options.write: cv2.imwrite(str(options.write / f"{number:03d}_{kind}.png"), figure[..., ::-1])
         total += 1
-        if find_decision(figure).answered: flagged[kind] = flagged.get(kind, 0) + 1
+        if find_decision(figure, net=net).answered: flagged[kind] = flagged.get(kind, 0) + 1
     print(f"{sum(flagged.values())} of {total} authentic figures of {len(KINDS)} odd kinds are flagged: {flagged or 'none'}")
 
 
