@@ -71,6 +71,7 @@ class ModelConfig:
     trainable_layers: int | None = None # stages of the body that learn, from the last, 0 to 5; None: 3 with weights, all without
     detections: int = 100          # most detections a figure
     correlation: int = 0           # cells along a figure's longer side, each compared with all: 64, 128 for small regions, 0 for none
+    mirrored: bool = False         # with correlation: cells are compared with mirrored ones as well
     samples: int = 128             # boxes of a figure that the heads learn from in a step; torchvision's 512 suit crowded photographs
 
     def __post_init__(self):
@@ -79,6 +80,7 @@ class ModelConfig:
             "weights": isinstance(self.weights, str) and self.weights != "",
             "size": whole(self.size, 32, 8192), "channels": whole(self.channels, 1, 2048),
             "correlation": whole(self.correlation, 0, 0) or whole(self.correlation, 8, 256),
+            "mirrored": isinstance(self.mirrored, bool) and (self.correlation > 0 or not self.mirrored),
             "detections": whole(self.detections, 1), "samples": whole(self.samples, 4),
             "trainable_layers": self.trainable_layers is None or whole(self.trainable_layers, 0, 5),
             "norm_eps": self.norm_eps is None or isinstance(self.norm_eps, (int, float)) and 0 <= self.norm_eps < 1,
@@ -186,7 +188,7 @@ def build_model(
         model = MaskRCNN(make_backbone(config), rpn_anchor_generator=make_anchors(config), **make_heads(config),
                          box_detections_per_img=config.detections, box_batch_size_per_image=config.samples)
         if config.correlation: # last, so that all else is drawn as without it
-            model.backbone = SelfCorrBackbone(model.backbone, config.correlation)
+            model.backbone = SelfCorrBackbone(model.backbone, config.correlation, config.mirrored)
     model.transform = FigureTransform(config.size, config.size, IMAGENET_MEAN, IMAGENET_STD)
     pin_strides(model)
     if config.weights != "none": load_pretrained(model, config)

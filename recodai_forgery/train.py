@@ -40,8 +40,8 @@ from .types import BadConfig, Case, NotFinite, atomic_path
 
 # %% auto #0
 __all__ = ['PRESETS', 'SHORTEST_WARMUP', 'NECK_FASTER', 'Batch', 'FREE', 'TrainConfig', 'Preset', 'learning_rate',
-           'make_optimizer', 'train_step', 'check_finite', 'LossWatch', 'follow', 'run_options', 'Run', 'write_log',
-           'draw_curves', 'pick_folds', 'figure_name', 'train_epoch', 'epoch_row', 'train', 'run_process']
+           'make_optimizer', 'train_step', 'check_finite', 'LossWatch', 'follow', 'named_options', 'run_options', 'Run',
+           'write_log', 'draw_curves', 'pick_folds', 'figure_name', 'train_epoch', 'epoch_row', 'train', 'run_process']
 
 # %% ../nbs/07_train.ipynb #3cc4d615
 @dataclass(frozen=True)
@@ -194,11 +194,15 @@ def follow(
 # %% ../nbs/07_train.ipynb #32b25cf5
 FREE = "device", "workers", "max_hours" # options that a resumed run may change: they do not touch what is learned
 
+def named_options(model_config: ModelConfig, config: TrainConfig) -> dict[str, Any]:
+    "Options that a run keeps from its first step to its last."
+    return {f"model.{name}": value for name, value in asdict(model_config).items()} | {
+            f"train.{name}": value for name, value in asdict(config).items() if name not in FREE}
+
 def run_options(model_config: ModelConfig, config: TrainConfig, folds: tuple[list[Case], list[Case]], processes: int) -> dict[str, Any]:
     "What makes a run the run it is: its options, a digest of its figures, and by how many it is computed."
     figures = [[case.key for case in fold] for fold in folds]
-    return {f"model.{name}": value for name, value in asdict(model_config).items()} | {
-            f"train.{name}": value for name, value in asdict(config).items() if name not in FREE} | {
+    return named_options(model_config, config) | {
             "figures": hashlib.sha256(json.dumps(figures).encode()).hexdigest()[:16], "processes": processes}
 
 # %% ../nbs/07_train.ipynb #958a7e81
@@ -340,7 +344,7 @@ def run_process(process: Process, device: torch.device, source: Any, out: Path, 
     began, last, best, folds = time.perf_counter(), out / "last.pt", out / "best.safetensors", pick_folds(source, config)
     if last.exists() and not resume: raise BadConfig.because(out, "holds a run already", "resume it, or choose another folder")
     options, state = run_options(model_config, config, folds, process.size), read_run(last) if last.exists() else None
-    if state: check_options(last, state["options"], options)
+    if state: check_options(last, named_options(ModelConfig(), TrainConfig()) | state["options"], options) # an option that is newer than the run
 
     seed_all(config.seed + process.rank)
     network = build_model(replace(settle(model_config), weights="none") if state else model_config, config.seed).to(device)

@@ -18,14 +18,17 @@ from recodai_forgery.correlation import (
     best_partners,
     field_features,
     figure_extent,
+    flip_figures,
     match_cells,
     match_region,
+    shallow_stages,
 )
 from recodai_forgery.model import ModelConfig, build_model, checksum, detect, detect_batch, load_model, save_model, to_tensor
-from recodai_forgery.types import BadCheckpoint, Region
+from recodai_forgery.types import BadCheckpoint, BadConfig, Region
 
 PLAIN = ModelConfig("mobilenet_v2", size=256, channels=8, anchor_sizes=(8, 16, 32, 64, 128), samples=32)
 WITH = replace(PLAIN, correlation=64)
+MIRRORED = replace(WITH, mirrored=True)
 
 
 def figure(height=192, width=256, seed=0, side=4):
@@ -54,20 +57,22 @@ def same(one, other): return len(one) == len(other) and all(torch.equal(a, b) fo
 # ---------------------------------------------------------------- the comparison
 
 @settings(max_examples=30, deadline=None)
-@given(cells=st.integers(10, 20), seed=st.integers(0, 99), blank=st.floats(0, 1))
-def test_best_partners_by_brute_force(cells, seed, blank):
+@given(cells=st.integers(10, 20), seed=st.integers(0, 99), blank=st.floats(0, 1), mirrored=st.booleans())
+def test_best_partners_by_brute_force(cells, seed, blank, mirrored):
     generator = torch.Generator().manual_seed(seed)
-    descriptors = torch.nn.functional.normalize(torch.randn(2, cells ** 2, 6, generator=generator), dim=2)
-    descriptors[torch.rand(2, cells ** 2, generator=generator) < blank] = 0
-    values, partners = best_partners(descriptors, cells, 3)
+    both = torch.nn.functional.normalize(torch.randn(2, 2, cells ** 2, 6, generator=generator), dim=3)
+    both[:, torch.rand(2, cells ** 2, generator=generator) < blank] = 0
+    values, partners, turned = best_partners(both[0], cells, 3, both[1] if mirrored else None)
     place = np.stack(np.divmod(np.arange(cells ** 2), cells))
     near = np.abs(place[:, :, None] - place[:, None]).max(axis=0) <= WINDOW
     for number in range(2):
-        likeness = np.where(near, 0, (descriptors[number].double() @ descriptors[number].double().T).numpy())
+        kinds = [np.where(near, 0, (both[0, number].double() @ other[number].double().T).numpy()) for other in both[:1 + mirrored]]
+        likeness = np.maximum(kinds[0], kinds[-1])
         expected = np.sort(likeness, axis=1)[:, ::-1][:, :3].clip(0)
         assert np.allclose(values[number], expected, atol=1e-5)
         found = np.flatnonzero(expected[:, 0] > 0)
         assert np.allclose(likeness[found, partners[number][found]], expected[found, 0], atol=1e-5)
+        assert np.array_equal(turned[number][found], (kinds[-1] > kinds[0])[found, partners[number][found]])
 
 
 def test_rows_come_in_chunks_and_memory_stays_small():
@@ -79,7 +84,7 @@ def test_rows_come_in_chunks_and_memory_stays_small():
         return topk(tensor, *arguments, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "topk", watched)
-        values, _ = best_partners(descriptors, 128, 2)
+        values, *_ = best_partners(descriptors, 128, 2)
     assert values.shape == (1, 128 ** 2, 2) and len(largest) == 128 and max(largest) <= 16e6
 
 
@@ -96,6 +101,48 @@ def test_planted_copy_is_found_within_a_cell(shape, offset):
     found, back = (match_region(field, 0, part, shape) for part in (region, copy))
     assert max(abs(found.offset[0] - dx), abs(found.offset[1] - dy)) <= 4 and found.support > .1
     assert max(abs(back.offset[0] + dx), abs(back.offset[1] + dy)) <= 4
+
+
+@pytest.mark.parametrize("shape", [(192, 256), (256, 192), (204, 236)])
+@pytest.mark.parametrize("offset", [(96, 64), (61, 90), (-70, 83), (3, 101)])
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_planted_mirrored_copy_is_found_within_a_cell(shape, offset, upside_down):
+    "Left-right. What is mirrored up-down as well is turned by half a circle, which nobody seeks; nor does the plain search find either."
+    image, (dx, dy), size = cv2.GaussianBlur(figure(*shape, side=8), (0, 0), 3), offset, 60
+    x, y = (18 if dx > 0 else 76), 22
+    piece = image[y:y + size, x:x + size][:, ::-1]
+    image[y + dy:y + dy + size, x + dx:x + dx + size] = piece[::-1] if upside_down else piece
+    region = Region.from_mask(np.ones((size, size), bool), offset=(x, y))
+    copy = Region.from_mask(region.mask, offset=(x + dx, y + dy))
+    for config in (MIRRORED, WITH):
+        field, _ = matches(build_model(config).eval(), [image])
+        for part, goal in ((region, (dx, dy)), (copy, (-dx, -dy))):
+            found = match_region(field, 0, part, shape)
+            right = found is not None and np.allclose(found.offset, goal, atol=4) and found.support > .04
+            assert right == (config.mirrored and not upside_down) and (not right or found.mirrored)
+    assert not field.mirrored.any()
+
+
+def test_a_plain_copy_is_found_as_a_plain_one_beside_a_mirrored_one():
+    "Each cell has the better of both; `mutual` and `agreement` hold for either kind."
+    image = cv2.GaussianBlur(figure(256, 256, side=8), (0, 0), 3)
+    image[20:80, 180:240], image[168:228, 28:88] = image[20:80, 20:80], image[112:172, 160:220][:, ::-1]
+    field, _ = matches(build_model(MIRRORED).eval(), [image])
+    for (x, y), goal, kind in (((20, 20), (160, 0), False), ((160, 112), (-132, 56), True), ((28, 168), (132, -56), True)):
+        found = match_region(field, 0, Region.from_mask(np.ones((60, 60), bool), offset=(x, y)), (256, 256))
+        assert found.mirrored == kind and np.allclose(found.offset, goal, atol=4) and found.support > .5
+        inside = slice(y // 4 + 3, y // 4 + 12), slice(x // 4 + 3, x // 4 + 12)
+        assert (field.mirrored[0][inside] == kind).float().mean() > .9
+        assert field.mutual[0][inside].mean() > .7 and field.agreement[0][inside].mean() > .7
+
+
+def test_a_region_that_reaches_beyond_its_mirrored_copy():
+    "The offset leads from the middle of the region, wherever in it the cells lie that have a like."
+    image = cv2.GaussianBlur(figure(256, 256, side=8), (0, 0), 3)
+    image[152:212, 152:212] = image[20:80, 20:80][:, ::-1] # x + x' = 231
+    field, _ = matches(build_model(MIRRORED).eval(), [image])
+    found = match_region(field, 0, Region.from_mask(np.ones((60, 100), bool), offset=(20, 20)), (256, 256))
+    assert found.mirrored and np.allclose(found.offset, (231 - 2 * 69.5, 132), atol=4) and .3 < found.support < .7
 
 
 def test_a_larger_figure_has_the_same_cells():
@@ -123,25 +170,52 @@ def test_padding_is_never_read():
     padded[0, :, :96, :128], padded[1] = image[0], torch.randn(3, 160, 192, generator=generator)
     rubbish = [100 * torch.randn(2, 12, 40, 48, generator=generator), 100 * torch.randn(2, 16, 20, 24, generator=generator)]
     for more, stage in zip(rubbish, stages, strict=True): more[0, :, :stage.shape[2], :stage.shape[3]] = stage[0]
-    alone, together = match_cells(image, stages, 32), match_cells(padded, rubbish, 32)
+    flipped = [[values.roll(1, dims=1) for values in some] for some in (stages, rubbish)] # other features of the same places
     assert figure_extent(padded).tolist() == [[96, 128], [160, 192]]
-    assert all(torch.allclose(a[0], b[0], atol=1e-4) for a, b in zip(alone, together, strict=True)) and alone.similarity.max() > .5
-    torch.manual_seed(0)
-    neck = SelfCorr(8, 32)
-    for gate in neck.gates: torch.nn.init.constant_(gate.weight, 1 / 6) # what is added stays of the order of one
-    for a, b in zip(neck(image, alone), neck(padded, together), strict=True):
-        assert torch.allclose(a[0], b[0, :, :a.shape[2], :a.shape[3]], atol=1e-5) and a.abs().max() > 0
+    for mirrored in (False, True):
+        alone = match_cells(image, stages, 32, flipped=flipped[0] if mirrored else None)
+        together = match_cells(padded, rubbish, 32, flipped=flipped[1] if mirrored else None)
+        assert all(torch.allclose(a[0], b[0], atol=1e-4) for a, b in zip(alone, together, strict=True)) and alone.similarity.max() > .5
+        assert alone.mirrored.any() == mirrored
+        torch.manual_seed(0)
+        neck = SelfCorr(8, 32, mirrored=mirrored)
+        for gate in neck.gates: torch.nn.init.constant_(gate.weight, 1 / 6) # what is added stays of the order of one
+        for a, b in zip(neck(image, alone), neck(padded, together), strict=True):
+            assert torch.allclose(a[0], b[0, :, :a.shape[2], :a.shape[3]], atol=1e-5) and a.abs().max() > 0
 
 
-def test_permuted_images_permute_the_output():
-    model, images, order = opened().eval(), [figure(192, 256), figure(256, 160, 1), figure(224, 224, 2)], [2, 0, 1]
+def test_figures_are_flipped_within_themselves():
+    "Every figure by itself, padded or not, and twice is once too often."
+    images = torch.zeros(3, 3, 64, 96)
+    for number, (height, width) in enumerate(((64, 96), (40, 33), (64, 1))): images[number, :, :height, :width] = torch.rand(3, height, width) + .1
+    extent = figure_extent(images)
+    flipped = flip_figures(images, extent)
+    assert torch.equal(figure_extent(flipped), extent) and torch.equal(flip_figures(flipped, extent), images)
+    for image, other, (height, width) in zip(images, flipped, extent.int().tolist(), strict=True):
+        assert torch.equal(other[:, :height, :width], image[:, :height, :width].flip(2))
+
+
+def test_the_second_look_takes_the_first_stages_alone_and_counts_nothing():
+    model, batch = build_model(replace(MIRRORED, norm="batch")).train(), torch.randn(2, 3, 64, 96)
+    before, body = {name: value.clone() for name, value in model.state_dict().items()}, model.backbone.body
+    stages = shallow_stages(body, batch)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items()) and not any(part.requires_grad for part in stages)
+    whole = body(batch)
+    assert len(stages) == 2 and torch.equal(stages[0], whole["0"]) and torch.equal(stages[1], whole["1"])
+    assert not torch.equal(before["backbone.body.0.1.running_mean"], model.state_dict()["backbone.body.0.1.running_mean"])
+
+
+@pytest.mark.parametrize("config", [WITH, MIRRORED])
+def test_permuted_images_permute_the_output(config):
+    model, images, order = opened(config).eval(), [figure(192, 256), figure(256, 160, 1), figure(224, 224, 2)], [2, 0, 1]
     batches = [model.transform([to_tensor(images[number]) for number in numbers])[0].tensors for numbers in (range(3), order)]
     with torch.inference_mode(): one, other = (model.backbone(batch) for batch in batches)
     assert all(torch.equal(one[level][order], other[level]) for level in one)
 
 
-def test_white_and_flat_images_give_zero():
-    model, plain = opened().eval(), build_model(PLAIN).eval()
+@pytest.mark.parametrize("config", [WITH, MIRRORED])
+def test_white_and_flat_images_give_zero(config):
+    model, plain = opened(config).eval(), build_model(PLAIN).eval()
     flat = [np.full((192, 256, 3), value, np.uint8) for value in (255, 0, 124, (10, 200, 30))]
     flat[1] = (flat[1] + np.random.default_rng(0).integers(0, 2, flat[1].shape)).astype(np.uint8) # the noise of one grey level
     for images in ([image] for image in flat):
@@ -152,16 +226,19 @@ def test_white_and_flat_images_give_zero():
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 256), (256, 5), (36, 256)])
 def test_figures_that_are_hardly_there(shape):
-    field, batch = matches(opened(), [figure(*shape, side=1)])
-    assert all(values.isfinite().all() for values in field) and field_features(field).isfinite().all()
-    assert detect(opened(), [figure(*shape)], 256) is not None
+    for config in (WITH, MIRRORED):
+        field, batch = matches(opened(config), [figure(*shape, side=1)])
+        assert all(values.isfinite().all() for values in field) and field_features(field, config.mirrored).isfinite().all()
+        assert detect(opened(config), [figure(*shape)], 256) is not None
 
 
 # ---------------------------------------------------------------- inside the network
 
-@pytest.mark.parametrize("cells", [64, 128])
-def test_step_zero_is_the_network_without(cells):
-    plain, model = build_model(PLAIN, seed=5), build_model(replace(PLAIN, correlation=cells), seed=5)
+@pytest.mark.parametrize("options", [{"correlation": 64}, {"correlation": 128}, {"correlation": 64, "mirrored": True}])
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_step_zero_is_the_network_without(options, norm):
+    bare = replace(PLAIN, norm=norm)
+    plain, model = build_model(bare, seed=5), build_model(replace(bare, **options), seed=5)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
     images, masks = [to_tensor(figure()), to_tensor(figure(128, 256, 1))], torch.zeros(1, 192, 256, dtype=torch.uint8)
     masks[0, 20:60, 30:80] = 1
@@ -173,6 +250,7 @@ def test_step_zero_is_the_network_without(cells):
         torch.manual_seed(0)
         parts.append(network(images, targets))
     assert all(torch.equal(parts[0][name], parts[1][name]) for name in parts[0])
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items()) # statistics of the batch as well
     plain.eval(), model.eval()
     with torch.inference_mode(): found = plain(images), model(images)
     for one, other in zip(*found, strict=True): assert len(one["scores"]) and all(torch.equal(one[name], other[name]) for name in one)
@@ -212,11 +290,17 @@ def test_half_empty_and_empty_batches_train():
 
 # ---------------------------------------------------------------- checkpoints
 
-def test_checkpoint_with_the_neck(tmp_path):
-    model = opened()
-    save_model(tmp_path / "best.safetensors", model, WITH)
+@pytest.mark.parametrize("given", [WITH, MIRRORED])
+def test_checkpoint_with_the_neck(tmp_path, given):
+    model = opened(given)
+    save_model(tmp_path / "best.safetensors", model, given)
     loaded, config, _ = load_model(tmp_path / "best.safetensors")
-    assert config.correlation == 64 and same(list(model.state_dict().values()), list(loaded.state_dict().values()))
+    assert (config.correlation, config.mirrored) == (64, given.mirrored) and same(list(model.state_dict().values()), list(loaded.state_dict().values()))
+
+
+def test_mirrored_without_the_neck_is_refused():
+    for options in ({"mirrored": True}, {"correlation": 64, "mirrored": 1}):
+        with pytest.raises(BadConfig, match="mirrored is"): replace(PLAIN, **options)
 
 
 def test_a_plain_network_goes_on_with_the_neck(tmp_path):
@@ -235,7 +319,7 @@ def test_checkpoints_of_before_the_neck_still_load(tmp_path):
     with safe_open(path, framework="pt") as file:
         state, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
     options = json.loads(metadata["config"])
-    assert options.pop("correlation") == 0
+    assert options.pop("correlation") == 0 and options.pop("mirrored") is False
     metadata["config"] = json.dumps(options)
     save_file(state, path, metadata | {"checksum": checksum(state, metadata["config"], metadata["extra"])})
     loaded, config, extra = load_model(path)

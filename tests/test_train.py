@@ -151,6 +151,16 @@ def test_resume_with_other_options_is_refused(tree, straight):
     assert (straight / "last.pt").read_bytes() == before
 
 
+def test_a_run_of_before_an_option_goes_on_with_its_default(tree, straight, tmp_path):
+    "Options that a state or a checkpoint does not name stand as they were when there was nothing to choose."
+    state = torch.load(straight / "last.pt", weights_only=True)
+    for name in ("model.mirrored",): assert state["options"].pop(name) is not None
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(BadConfig, match="model.mirrored was False and is True"):
+        train(tree, tmp_path, replace(MODEL, correlation=16, mirrored=True), TRAIN, resume=True, progress=False)
+    assert train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False) == tmp_path / "best.safetensors" # nothing is left to do
+
+
 def test_damaged_state_is_refused(tree, straight, tmp_path):
     whole = (straight / "last.pt").read_bytes()
     other = (straight / "best.safetensors").read_bytes(), pickle.dumps({"model": {}}, 2)
