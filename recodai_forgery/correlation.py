@@ -18,8 +18,8 @@ from .types import Region
 
 # %% auto #0
 __all__ = ['FINEST', 'TEXTURE', 'WINDOW', 'figure_extent', 'cell_side', 'at_cells', 'flip_figures', 'shallow_stages', 'texture',
-           'cells_in_play', 'describe', 'best_partners', 'MatchField', 'field_of', 'match_cells', 'RegionMatch',
-           'match_region', 'field_features', 'SelfCorr', 'to_pixels', 'SelfCorrBackbone']
+           'cells_in_play', 'describe', 'best_partners', 'MatchField', 'field_of', 'Cells', 'look_at_cells',
+           'match_cells', 'RegionMatch', 'match_region', 'field_features', 'SelfCorr', 'to_pixels', 'SelfCorrBackbone']
 
 # %% ../nbs/06_correlation.ipynb #b992fa42
 FINEST = 4 # pixels of the network: cells are not smaller than the finest features
@@ -176,22 +176,34 @@ def field_of(
     return MatchField(square(values.transpose(1, 2)), square(offset.float()), *(square(values.float()) for values in (mutual, agreement, turned)), side)
 
 # %% ../nbs/06_correlation.ipynb #4d10b7b2
+class Cells(NamedTuple):
+    "What the cells of the figures of a batch look like."
+    plain: Tensor           # (B, n * n, C) descriptors of length one; zero for cells that are not in play
+    mirrored: Tensor | None # (B, n * n, C) the same cells in the flipped figures; None: nobody looked
+    extent: Tensor          # (B, 2) height and width of the figures, in pixels of the network
+    side: Tensor            # (B,) of a cell, likewise
+
 @torch.no_grad()
-def match_cells(
+def look_at_cells(
     images: Tensor,       # (B, 3, H, W) normalised and padded
     stages: list[Tensor], # (B, C, h, w) features of strides 4 and 8
     cells: int,           # along the longer side
-    k: int = 4,
     flipped: list[Tensor] | None = None, # such features of `flip_figures`; None: mirrored copies are not sought
-) -> MatchField:
-    "Compare every figure of a batch with itself, in single precision whatever surrounds it."
+) -> Cells:
+    "Describe every cell of every figure of a batch, in single precision whatever surrounds it."
     with torch.autocast(images.device.type, enabled=False):
         extent = figure_extent(images)
         side = cell_side(extent, cells)
         play = cells_in_play(images.float(), extent, side, cells)
         mirrored = None if flipped is None else describe(flipped, play, extent, side, mirrored=True)
-        found = best_partners(describe(stages, play, extent, side), cells, k, mirrored)
-        return field_of(*found, side / extent.amax(dim=1).clamp(min=1))
+        return Cells(describe(stages, play, extent, side), mirrored, extent, side)
+
+@torch.no_grad()
+def match_cells(seen: Cells, k: int = 4) -> MatchField:
+    "Compare every figure of a batch with itself."
+    with torch.autocast(seen.side.device.type, enabled=False):
+        cells, longer = round(seen.plain.shape[1] ** .5), seen.extent.amax(dim=1).clamp(min=1)
+        return field_of(*best_partners(seen.plain, cells, k, seen.mirrored), seen.side / longer)
 
 # %% ../nbs/06_correlation.ipynb #be9c3107
 class RegionMatch(NamedTuple):
@@ -240,6 +252,8 @@ class SelfCorr(nn.Module):
         hidden: int = 32,
         k: int = 4,        # similarities of a cell
         mirrored: bool = False, # seek mirrored copies as well
+        described: int = 0,     # channels of a descriptor
+        projection: int = 0,    # channels of what they are projected to; 0: they are compared as they are
     ):
         super().__init__()
         self.cells, self.k, self.mirrored = cells, k, mirrored
@@ -248,6 +262,15 @@ class SelfCorr(nn.Module):
         self.gates = nn.ModuleList(nn.Conv2d(hidden, channels, 1, bias=False) for _ in range(2))
         for layer in self.mix[::2]: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu") # torch's own start is six times as faint after two layers
         for gate in self.gates: nn.init.zeros_(gate.weight)
+        self.projection = nn.Linear(described, projection, bias=False) if projection else None
+        if projection: nn.init.orthogonal_(self.projection.weight)
+
+    def project(self, seen: Cells) -> Cells:
+        "In the terms that cells are compared in; a gradient reaches the projection and nothing before it."
+        if self.projection is None: return seen
+        with torch.autocast(seen.side.device.type, enabled=False):
+            plain, mirrored = (some if some is None else F.normalize(self.projection(some), dim=2) for some in (seen.plain, seen.mirrored))
+        return seen._replace(plain=plain, mirrored=mirrored)
 
     def forward(self, images: Tensor, field: MatchField) -> list[Tensor]: # (B, channels, H / 4, W / 4) and (B, channels, H / 8, W / 8)
         "What is to be added to the pyramid."
@@ -274,19 +297,29 @@ class SelfCorrBackbone(nn.Module):
         plain: BackboneWithFPN, # its body and pyramid are used, not copied
         cells: int,
         mirrored: bool = False, # seek mirrored copies as well, for which the first stages look at the figure a second time
+        projection: int = 0,    # channels in which cells are compared, 0 for those of their features
     ):
         super().__init__()
         self.body, self.fpn, self.out_channels = plain.body, plain.fpn, plain.out_channels
-        self.correlation = SelfCorr(plain.out_channels, cells, mirrored=mirrored)
+        described = sum(block[0].in_channels for block in plain.fpn.inner_blocks[:2])
+        self.correlation = SelfCorr(plain.out_channels, cells, mirrored=mirrored, described=described, projection=projection)
+
+    def look(self, images: Tensor, stages: dict[str, Tensor]) -> Cells:
+        "The cells of figures with these features, in the terms that they are compared in."
+        flipped = shallow_stages(self.body, flip_figures(images, figure_extent(images))) if self.correlation.mirrored else None
+        return self.correlation.project(look_at_cells(images, [stages["0"], stages["1"]], self.correlation.cells, flipped))
 
     def matches(self, images: Tensor, stages: dict[str, Tensor]) -> MatchField:
         "What repeats in figures with these features."
-        flipped = shallow_stages(self.body, flip_figures(images, figure_extent(images))) if self.correlation.mirrored else None
-        return match_cells(images, [stages["0"], stages["1"]], self.correlation.cells, self.correlation.k, flipped)
+        return match_cells(self.look(images, stages), self.correlation.k)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]: # five levels, at strides 4 to 64
-        "The pyramid of a padded batch (B, 3, H, W), sides in multiples of 32."
+    def pyramid_and_cells(self, images: Tensor) -> tuple[dict[str, Tensor], Cells]: # five levels, at strides 4 to 64
+        "The pyramid of a padded batch (B, 3, H, W), sides in multiples of 32, and the cells that were compared for it."
         stages = self.body(images)
-        pyramid = self.fpn(stages)
-        added = self.correlation(images, self.matches(images, stages))
-        return pyramid | {level: pyramid[level] + more for level, more in zip(("0", "1"), added, strict=True)}
+        pyramid, seen = self.fpn(stages), self.look(images, stages)
+        added = self.correlation(images, match_cells(seen, self.correlation.k))
+        return pyramid | {level: pyramid[level] + more for level, more in zip(("0", "1"), added, strict=True)}, seen
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        "The pyramid alone."
+        return self.pyramid_and_cells(images)[0]

@@ -154,7 +154,7 @@ def test_resume_with_other_options_is_refused(tree, straight):
 def test_a_run_of_before_an_option_goes_on_with_its_default(tree, straight, tmp_path):
     "Options that a state or a checkpoint does not name stand as they were when there was nothing to choose."
     state = torch.load(straight / "last.pt", weights_only=True)
-    for name in ("model.mirrored",): assert state["options"].pop(name) is not None
+    for name in ("model.mirrored", "model.projection"): assert state["options"].pop(name) is not None
     torch.save(state, tmp_path / "last.pt")
     with pytest.raises(BadConfig, match="model.mirrored was False and is True"):
         train(tree, tmp_path, replace(MODEL, correlation=16, mirrored=True), TRAIN, resume=True, progress=False)
@@ -287,6 +287,16 @@ def test_groups_stay_on_one_side(tree):
     assert not {case.case_id for case in learned} & {case.case_id for case in held_out}
 
 
+def test_a_run_with_a_projection_logs_its_loss(tree, tmp_path):
+    "A column for itself beside the others, in training and in validation, and a part of their sums; figures without a copy have none of it."
+    best = train(tree, tmp_path, replace(MODEL, correlation=16, mirrored=True, projection=8), replace(TRAIN, epochs=1, synthetic=.3), progress=False)
+    row, = last(tmp_path)["history"]
+    assert 0 < row["train_loss_infonce"] < 1 and 0 < row["validation_loss_infonce"] < 1
+    for fold in ("train", "validation"):
+        assert np.isclose(row[f"{fold}_loss"], sum(value for name, value in row.items() if name.startswith(f"{fold}_loss_")))
+    assert load_model(best)[1].projection == 8
+
+
 def test_the_same_figure_in_training_and_prediction(tree):
     "Resized once, divided by 255 once, normalised once (inside the model)."
     case = index_tree(tree).cases[0]
@@ -416,8 +426,8 @@ def test_optimizer_as_the_plan_says():
     assert {id(weight) for weight in left["params"]} == plain
     assert len(decayed["params"]) + len(left["params"]) == sum(weight.requires_grad for weight in model.parameters())
 
-    _, neck, _ = make_optimizer(build_model(replace(MODEL, correlation=16)), TRAIN).param_groups
-    assert neck["faster"] == 10 and len(neck["params"]) == 4 and neck["weight_decay"] == 1e-4
+    _, neck, _ = make_optimizer(build_model(replace(MODEL, correlation=16, projection=8)), TRAIN).param_groups
+    assert neck["faster"] == 10 and len(neck["params"]) == 5 and neck["weight_decay"] == 1e-4
 
 
 @settings(max_examples=100, deadline=None)
