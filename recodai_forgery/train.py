@@ -30,6 +30,7 @@ from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
 from .cases import index_tree, split_cases
+from .compiled import compile_backbone
 from .data import ForgeryDataset, make_loader
 from .model import NECK, ModelConfig, build_model, pick_device, save_model, settle, whole
 from .state import Process, Share, agreed, autocast, check_options, from_first, gather, half_precision, joined
@@ -59,6 +60,7 @@ class TrainConfig:
     average: float = .998           # what is validated and kept is an average over the last 1 / (1 - average) steps; 0 for none
     augment: bool = True
     tune: bool = True               # choose thresholds on the validation fold; otherwise both stay at 0.5
+    compile: bool = False           # body and pyramid by torch.compile, batches padded to a few sizes; does not pay on a CPU
     seed: int = 0
     device: str = "auto"            # or what torch.device takes
     workers: int = 2                # processes that read figures
@@ -67,7 +69,7 @@ class TrainConfig:
     def __post_init__(self):
         number = lambda value, low, high: isinstance(value, (int, float)) and low <= value <= high
         fine = {"epochs": whole(self.epochs, 1), "batch_size": whole(self.batch_size, 1),
-                "accumulate": whole(self.accumulate, 1), "average": number(self.average, 0, .99999),
+                "compile": isinstance(self.compile, bool), "accumulate": whole(self.accumulate, 1), "average": number(self.average, 0, .99999),
                 "synthetic": number(self.synthetic, 0, 1), "workers": whole(self.workers, 0),
                 "seed": whole(self.seed, 0, 2 ** 32 - 1), "learning_rate": number(self.learning_rate, 0, 10),
                 "momentum": number(self.momentum, 0, 1), "weight_decay": number(self.weight_decay, 0, 1),
@@ -351,6 +353,7 @@ def run_process(process: Process, device: torch.device, source: Any, out: Path, 
     if device.type == "cuda": network = network.to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
     run = Run(network, copy.deepcopy(network).requires_grad_(False), make_optimizer(network, config), scaler, options)
+    if config.compile: compile_backbone(network, model_config.size) # the average, which is validated, stays as it is
     model = DistributedDataParallel(network) if process.size > 1 else network
     dataset = ForgeryStream(folds[0], model_config.size, config.augment, config.seed, config.synthetic)
     loader = make_loader(Share(dataset, process), config.batch_size * process.size, shuffle=True, workers=config.workers, seed=config.seed)

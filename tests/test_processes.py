@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_train import MODEL, TRAIN, equal, last, write_tree
 
+import recodai_forgery.compiled as compiled
 import recodai_forgery.train as training
 from recodai_forgery.cases import index_tree
 from recodai_forgery.data import ForgeryDataset, make_loader
@@ -65,7 +66,10 @@ def worker(folder: Path) -> None:
             found["gradients"] = gradients([([figure[0]], [figure[1]])], model)
         found["rows"] = [held_out(cases, count, process) for count in (5, 7)]
 
-        train(folder / "tree", folder / "contrast", replace(MODEL, correlation=16, projection=8), replace(CONFIG, epochs=1), progress=False)
+        with pytest.MonkeyPatch.context() as uncompiled: # torch's machinery, and no machine code
+            uncompiled.setattr(compiled, "BACKEND", "eager")
+            contrast = replace(MODEL, correlation=16, projection=8), replace(CONFIG, epochs=1, compile=True)
+            train(folder / "tree", folder / "contrast", *contrast, progress=False)
         train(folder / "tree", folder / "straight", MODEL, CONFIG, progress=False)
         steps = []
         def counted(*arguments):
