@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from .types import Region
 
 # %% auto #0
-__all__ = ['FINEST', 'TEXTURE', 'WINDOW', 'figure_extent', 'cell_side', 'at_cells', 'texture', 'cells_in_play', 'describe',
-           'best_partners', 'MatchField', 'field_of', 'match_cells', 'RegionMatch', 'match_region', 'field_features',
-           'SelfCorr', 'to_pixels', 'SelfCorrBackbone']
+__all__ = ['FINEST', 'TEXTURE', 'WINDOW', 'figure_extent', 'cell_side', 'at_cells', 'flip_figures', 'shallow_stages', 'texture',
+           'cells_in_play', 'describe', 'best_partners', 'MatchField', 'field_of', 'Cells', 'look_at_cells',
+           'match_cells', 'RegionMatch', 'match_region', 'field_features', 'SelfCorr', 'to_pixels', 'SelfCorrBackbone']
 
 # %% ../nbs/06_correlation.ipynb #b992fa42
 FINEST = 4 # pixels of the network: cells are not smaller than the finest features
@@ -44,15 +45,39 @@ def at_cells(
     extent: Tensor,   # (B, 2) pixels
     side: Tensor,     # (B,) pixels
     cells: int,
+    mirrored: bool = False, # the features are those of figures flipped left-right
 ) -> Tensor: # (B, C, cells, cells)
     "Features in the middle of cells, interpolated; in cells beyond the figure those of its margin."
     middle = (torch.arange(cells, device=side.device) + .5) * side[:, None] / stride - .5 # (B, cells) in pixels of the features
     places = []
     for axis, length in ((1, features.shape[3]), (0, features.shape[2])): # grid_sample wants x before y, -1 to 1
         last = (extent[:, axis, None] / stride).floor() - 1
-        places.append(2 * middle.clamp(min=0).minimum(last.clamp(min=0)) / max(length - 1, 1) - 1)
+        place = extent[:, 1, None] / stride - 1 - middle if mirrored and axis == 1 else middle
+        places.append(2 * place.clamp(min=0).minimum(last.clamp(min=0)) / max(length - 1, 1) - 1)
     x, y = places[0][:, None, :].expand(-1, cells, -1), places[1][:, :, None].expand(-1, -1, cells)
     return F.grid_sample(features, torch.stack([x, y], dim=3), padding_mode="border", align_corners=True)
+
+# %% ../nbs/06_correlation.ipynb #3522aea6
+def flip_figures(
+    images: Tensor, # (B, C, H, W) normalised and padded
+    extent: Tensor, # (B, 2) pixels
+) -> Tensor: # the same shape
+    "Every figure flipped left-right, its padding on the right and below as before."
+    back = extent[:, 1, None].long() - 1 - torch.arange(images.shape[3], device=images.device)
+    return images.gather(3, (back % images.shape[3])[:, None, None].expand_as(images))
+
+@torch.no_grad()
+def shallow_stages(body: IntermediateLayerGetter, images: Tensor) -> list[Tensor]: # (B, C, h, w) of strides 4 and 8
+    "The body up to its second stage; what it counts of its batches stays as it is."
+    norms, stages = [layer for layer in body.modules() if isinstance(layer, nn.BatchNorm2d)], []
+    for layer in norms: layer.track_running_stats = False
+    try:
+        for name, layer in body.items():
+            images = layer(images)
+            if name in body.return_layers: stages.append(images)
+            if len(stages) == 2: return stages
+    finally:
+        for layer in norms: layer.track_running_stats = True
 
 # %% ../nbs/06_correlation.ipynb #2835281f
 TEXTURE = .03 # standard deviation of normalised pixels; some two grey levels
@@ -84,12 +109,13 @@ def describe(
     play: Tensor,          # (B, n, n) bool
     extent: Tensor,        # (B, 2) pixels
     side: Tensor,          # (B,) pixels
+    mirrored: bool = False, # the features are those of figures flipped left-right
 ) -> Tensor: # (B, n * n, C + C') float, of length one; zero for cells that are not in play
     "What a cell looks like, relative to its figure."
     weight, parts = play[:, None].float(), []
     count = weight.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     for stride, features in zip((4, 8), stages, strict=True):
-        values = at_cells(features.float(), stride, extent, side, play.shape[1])
+        values = at_cells(features.float(), stride, extent, side, play.shape[1], mirrored)
         values = values - (values * weight).sum(dim=(2, 3), keepdim=True) / count
         spread = ((values ** 2 * weight).sum(dim=(2, 3), keepdim=True) / count).sqrt()
         parts.append(values / (spread + 1e-6) * weight)
@@ -102,19 +128,22 @@ def best_partners(
     descriptors: Tensor, # (B, n * n, C) of length one; zero for cells that are not in play, which are then like nothing
     cells: int,          # n
     k: int,              # how many similarities
-) -> tuple[Tensor, Tensor]: # (B, n * n, k) similarities from the best down, 0 for none; (B, n * n) index of the best
+    mirrored: Tensor | None = None, # (B, n * n, C) of the same cells, from the flipped figure
+) -> tuple[Tensor, Tensor, Tensor]: # (B, n * n, k) similarities from the best down, 0 for none; (B, n * n) index of the best; whether it is mirrored
     "The cells that are most like each, without those around it."
     place = torch.arange(cells ** 2, device=descriptors.device)
     step = torch.arange(-WINDOW, WINDOW + 1, device=descriptors.device)
-    values, partners = [], []
+    values, partners, turned = [], [], []
     for some in place.split(max(64, 2 ** 21 // len(place))):
         rows, columns = ((start[:, None] + step).clamp(0, cells - 1) for start in (some // cells, some % cells))
         near = (rows[:, :, None] * cells + columns[:, None]).flatten(1)
         likeness = descriptors[:, some] @ descriptors.transpose(1, 2)
-        best, partner = likeness.scatter_(2, near.expand(len(likeness), -1, -1), 0).topk(k, dim=2)
+        other = likeness if mirrored is None else descriptors[:, some] @ mirrored.transpose(1, 2)
+        best, partner = likeness.maximum(other).scatter_(2, near.expand(len(likeness), -1, -1), 0).topk(k, dim=2)
         values.append(best.clamp(min=0))
         partners.append(partner[:, :, 0])
-    return torch.cat(values, dim=1), torch.cat(partners, dim=1)
+        turned.append((other > likeness).gather(2, partner[:, :, :1])[:, :, 0])
+    return torch.cat(values, dim=1), torch.cat(partners, dim=1), torch.cat(turned, dim=1)
 
 # %% ../nbs/06_correlation.ipynb #aec07b56
 class MatchField(NamedTuple):
@@ -122,47 +151,67 @@ class MatchField(NamedTuple):
     similarity: Tensor # (B, k, n, n) cosines, best first, 0 to 1
     offset: Tensor     # (B, 2, n, n) x and y from a cell to its best match, in cells
     mutual: Tensor     # (B, n, n) 1 where the match of the match lies within a cell of where it began
-    agreement: Tensor  # (B, n, n) share of the 8 neighbours whose offset is the same within a cell
+    agreement: Tensor  # (B, n, n) share of the 8 neighbours that were moved alike, within a cell
+    mirrored: Tensor   # (B, n, n) 1 where the best match is flipped left-right
     side: Tensor       # (B,) of a cell, as a share of the figure's longer side
 
 def field_of(
     values: Tensor,   # (B, n * n, k) similarities
     partners: Tensor, # (B, n * n) index of the best
+    turned: Tensor,   # (B, n * n) bool, whether it is mirrored
     side: Tensor,     # (B,) of a cell, as a share of the figure's longer side
 ) -> MatchField:
     "Offsets of the best matches, and how credible they are."
     cells, place = round(partners.shape[1] ** .5), torch.arange(partners.shape[1], device=partners.device)
     square, apart = (lambda flat: flat.unflatten(-1, (cells, cells))), (lambda index: torch.stack([index % cells, index // cells], dim=1))
     found = values[:, :, 0] > 0
+    turned = turned & found
     offset = (apart(partners) - apart(place[None])) * found[:, None]
     back = apart(partners.gather(1, partners)) - apart(place[None])
-    mutual = (back.abs() <= 1).all(dim=1) & found
-    around = F.unfold(torch.cat([square(offset.float()), square(found[:, None].float())], dim=1), 3, padding=1).unflatten(1, (3, 9))
-    same = ((around[:, :2] - offset[:, :, None]).abs() <= 1).all(dim=1) & (around[:, 2] > 0)
+    mutual = (back.abs() <= 1).all(dim=1) & found & (turned == turned.gather(1, partners))
+    moved = torch.stack([offset[:, 0] + 2 * turned * (place % cells), offset[:, 1], 2 * turned], dim=1) # kinds are more than a cell apart
+    around = F.unfold(square(torch.cat([moved, found[:, None]], dim=1).float()), 3, padding=1).unflatten(1, (4, 9))
+    same = ((around[:, :3] - moved[:, :, None]).abs() <= 1).all(dim=1) & (around[:, 3] > 0)
     agreement = (same.sum(dim=1) - 1).clamp(min=0) / 8 * found # a cell agrees with itself
-    return MatchField(square(values.transpose(1, 2)), square(offset.float()), square(mutual.float()), square(agreement), side)
+    return MatchField(square(values.transpose(1, 2)), square(offset.float()), *(square(values.float()) for values in (mutual, agreement, turned)), side)
 
 # %% ../nbs/06_correlation.ipynb #4d10b7b2
+class Cells(NamedTuple):
+    "What the cells of the figures of a batch look like."
+    plain: Tensor           # (B, n * n, C) descriptors of length one; zero for cells that are not in play
+    mirrored: Tensor | None # (B, n * n, C) the same cells in the flipped figures; None: nobody looked
+    extent: Tensor          # (B, 2) height and width of the figures, in pixels of the network
+    side: Tensor            # (B,) of a cell, likewise
+
 @torch.no_grad()
-def match_cells(
+def look_at_cells(
     images: Tensor,       # (B, 3, H, W) normalised and padded
     stages: list[Tensor], # (B, C, h, w) features of strides 4 and 8
     cells: int,           # along the longer side
-    k: int = 4,
-) -> MatchField:
-    "Compare every figure of a batch with itself, in single precision whatever surrounds it."
+    flipped: list[Tensor] | None = None, # such features of `flip_figures`; None: mirrored copies are not sought
+) -> Cells:
+    "Describe every cell of every figure of a batch, in single precision whatever surrounds it."
     with torch.autocast(images.device.type, enabled=False):
         extent = figure_extent(images)
         side = cell_side(extent, cells)
         play = cells_in_play(images.float(), extent, side, cells)
-        return field_of(*best_partners(describe(stages, play, extent, side), cells, k), side / extent.amax(dim=1).clamp(min=1))
+        mirrored = None if flipped is None else describe(flipped, play, extent, side, mirrored=True)
+        return Cells(describe(stages, play, extent, side), mirrored, extent, side)
+
+@torch.no_grad()
+def match_cells(seen: Cells, k: int = 4) -> MatchField:
+    "Compare every figure of a batch with itself."
+    with torch.autocast(seen.side.device.type, enabled=False):
+        cells, longer = round(seen.plain.shape[1] ** .5), seen.extent.amax(dim=1).clamp(min=1)
+        return field_of(*best_partners(seen.plain, cells, k, seen.mirrored), seen.side / longer)
 
 # %% ../nbs/06_correlation.ipynb #be9c3107
 class RegionMatch(NamedTuple):
     "Where the like of a region lies."
-    offset: tuple[float, float] # x and y in pixels of the figure
+    offset: tuple[float, float] # x and y from the region's middle to that of its like, in pixels of the figure
     similarity: float           # mean cosine of the cells that agree, 0 to 1
     support: float              # share of the region's cells that agree
+    mirrored: bool = False      # flipped left-right about the region's middle
 
 def match_region(
     field: MatchField,
@@ -177,20 +226,22 @@ def match_region(
     rows, columns = np.flatnonzero((y0 <= middle) & (middle < y1)), np.flatnonzero((x0 <= middle) & (middle < x1))
     inside = region.mask[np.ix_(middle[rows] - y0, middle[columns] - x0)]
     part = lambda values: values[..., rows, :][..., columns].cpu().numpy()[..., inside]
-    similarity, offset = part(field.similarity[number, 0]), part(field.offset[number])
-    found = similarity > 0
+    similarity, offset, mirrored = (part(values[number]) for values in (field.similarity[:, 0], field.offset, field.mirrored))
+    x, found = np.broadcast_to(columns, inside.shape)[inside], similarity > 0
     if not found.any(): return None
-    spots, votes = np.unique(offset[:, found], axis=1, return_counts=True)
+    moved = np.stack([offset[0] + 2 * mirrored * x, offset[1], 2 * mirrored]) # the same for all cells of a match; kinds are more than a cell apart
+    spots, votes = np.unique(moved[:, found], axis=1, return_counts=True)
     close = np.abs(spots[:, :, None] - spots[:, None]).max(axis=0) <= 1
     winner = spots[:, np.argmax(close @ votes)]
-    behind = found & (np.abs(offset - winner[:, None]).max(axis=0) <= 1)
-    dx, dy = (offset[:, behind].mean(axis=1) * side).tolist()
-    return RegionMatch((dx, dy), float(similarity[behind].mean()), float(behind.mean()))
+    behind = found & (np.abs(moved - winner[:, None]).max(axis=0) <= 1)
+    dx, dy, turned = (moved[:, behind].mean(axis=1) * (side, side, 1)).tolist()
+    if turned: dx += side - 2 * (x0 + .5 + np.nonzero(region.mask)[1].mean().item()) # x' + x less x twice, from the edge of the figure
+    return RegionMatch((dx, dy), float(similarity[behind].mean()), float(behind.mean()), bool(turned))
 
 # %% ../nbs/06_correlation.ipynb #f49122e9
-def field_features(field: MatchField) -> Tensor: # (B, k + 5, n, n)
-    "Similarities, margin of the best, mutual match, offset as a share of the grid, agreement; zero where there is no match."
-    extra = field.similarity[:, 0] - field.similarity[:, -1], field.mutual, field.agreement
+def field_features(field: MatchField, mirrored: bool = False) -> Tensor: # (B, k + 5, n, n), with `mirrored` (B, k + 6, n, n)
+    "Similarities, margin of the best, mutual match, offset as a share of the grid, agreement, kind; zero where there is no match."
+    extra = [field.similarity[:, 0] - field.similarity[:, -1], field.mutual, field.agreement, *[field.mirrored] * mirrored]
     return torch.cat([field.similarity, field.offset / field.offset.shape[-1], torch.stack(extra, dim=1)], dim=1)
 
 class SelfCorr(nn.Module):
@@ -200,18 +251,30 @@ class SelfCorr(nn.Module):
         cells: int = 64,   # along the longer side of a figure
         hidden: int = 32,
         k: int = 4,        # similarities of a cell
+        mirrored: bool = False, # seek mirrored copies as well
+        described: int = 0,     # channels of a descriptor
+        projection: int = 0,    # channels of what they are projected to; 0: they are compared as they are
     ):
         super().__init__()
-        self.cells, self.k = cells, k
-        self.mix = nn.Sequential(nn.Conv2d(k + 5, hidden, 3, padding=1, bias=False), nn.ReLU(),
+        self.cells, self.k, self.mirrored = cells, k, mirrored
+        self.mix = nn.Sequential(nn.Conv2d(k + 5 + mirrored, hidden, 3, padding=1, bias=False), nn.ReLU(),
                                  nn.Conv2d(hidden, hidden, 3, padding=1, bias=False), nn.ReLU())
         self.gates = nn.ModuleList(nn.Conv2d(hidden, channels, 1, bias=False) for _ in range(2))
         for layer in self.mix[::2]: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu") # torch's own start is six times as faint after two layers
         for gate in self.gates: nn.init.zeros_(gate.weight)
+        self.projection = nn.Linear(described, projection, bias=False) if projection else None
+        if projection: nn.init.orthogonal_(self.projection.weight)
+
+    def project(self, seen: Cells) -> Cells:
+        "In the terms that cells are compared in; a gradient reaches the projection and nothing before it."
+        if self.projection is None: return seen
+        with torch.autocast(seen.side.device.type, enabled=False):
+            plain, mirrored = (some if some is None else F.normalize(self.projection(some), dim=2) for some in (seen.plain, seen.mirrored))
+        return seen._replace(plain=plain, mirrored=mirrored)
 
     def forward(self, images: Tensor, field: MatchField) -> list[Tensor]: # (B, channels, H / 4, W / 4) and (B, channels, H / 8, W / 8)
         "What is to be added to the pyramid."
-        mixed = self.mix(field_features(field))
+        mixed = self.mix(field_features(field, self.mirrored))
         side = field.side * figure_extent(images).amax(dim=1)
         return [gate(to_pixels(mixed, side, stride, images.shape[2:])) for gate, stride in zip(self.gates, (4, 8), strict=True)]
 
@@ -233,18 +296,30 @@ class SelfCorrBackbone(nn.Module):
     def __init__(self,
         plain: BackboneWithFPN, # its body and pyramid are used, not copied
         cells: int,
+        mirrored: bool = False, # seek mirrored copies as well, for which the first stages look at the figure a second time
+        projection: int = 0,    # channels in which cells are compared, 0 for those of their features
     ):
         super().__init__()
         self.body, self.fpn, self.out_channels = plain.body, plain.fpn, plain.out_channels
-        self.correlation = SelfCorr(plain.out_channels, cells)
+        described = sum(block[0].in_channels for block in plain.fpn.inner_blocks[:2])
+        self.correlation = SelfCorr(plain.out_channels, cells, mirrored=mirrored, described=described, projection=projection)
+
+    def look(self, images: Tensor, stages: dict[str, Tensor]) -> Cells:
+        "The cells of figures with these features, in the terms that they are compared in."
+        flipped = shallow_stages(self.body, flip_figures(images, figure_extent(images))) if self.correlation.mirrored else None
+        return self.correlation.project(look_at_cells(images, [stages["0"], stages["1"]], self.correlation.cells, flipped))
 
     def matches(self, images: Tensor, stages: dict[str, Tensor]) -> MatchField:
         "What repeats in figures with these features."
-        return match_cells(images, [stages["0"], stages["1"]], self.correlation.cells, self.correlation.k)
+        return match_cells(self.look(images, stages), self.correlation.k)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]: # five levels, at strides 4 to 64
-        "The pyramid of a padded batch (B, 3, H, W), sides in multiples of 32."
+    def pyramid_and_cells(self, images: Tensor) -> tuple[dict[str, Tensor], Cells]: # five levels, at strides 4 to 64
+        "The pyramid of a padded batch (B, 3, H, W), sides in multiples of 32, and the cells that were compared for it."
         stages = self.body(images)
-        pyramid = self.fpn(stages)
-        added = self.correlation(images, self.matches(images, stages))
-        return pyramid | {level: pyramid[level] + more for level, more in zip(("0", "1"), added, strict=True)}
+        pyramid, seen = self.fpn(stages), self.look(images, stages)
+        added = self.correlation(images, match_cells(seen, self.correlation.k))
+        return pyramid | {level: pyramid[level] + more for level, more in zip(("0", "1"), added, strict=True)}, seen
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        "The pyramid alone."
+        return self.pyramid_and_cells(images)[0]

@@ -37,6 +37,7 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from .correlation import SelfCorrBackbone
 from .image import resize_image
+from .infonce import ContrastRCNN
 from .types import BadCheckpoint, BadConfig, Event, ForgeryError, Region, WeightsUnavailable, atomic_path
 from .types import config_from_json, config_to_json
 
@@ -71,6 +72,8 @@ class ModelConfig:
     trainable_layers: int | None = None # stages of the body that learn, from the last, 0 to 5; None: 3 with weights, all without
     detections: int = 100          # most detections a figure
     correlation: int = 0           # cells along a figure's longer side, each compared with all: 64, 128 for small regions, 0 for none
+    mirrored: bool = False         # with correlation: cells are compared with mirrored ones as well
+    projection: int = 0            # with correlation: channels of a learned map in whose terms cells are compared, as many as their features or more (56: mobilenet_v2); 0 for none
     samples: int = 128             # boxes of a figure that the heads learn from in a step; torchvision's 512 suit crowded photographs
 
     def __post_init__(self):
@@ -79,6 +82,8 @@ class ModelConfig:
             "weights": isinstance(self.weights, str) and self.weights != "",
             "size": whole(self.size, 32, 8192), "channels": whole(self.channels, 1, 2048),
             "correlation": whole(self.correlation, 0, 0) or whole(self.correlation, 8, 256),
+            "mirrored": isinstance(self.mirrored, bool) and (self.correlation > 0 or not self.mirrored),
+            "projection": whole(self.projection, 0, 1024 if self.correlation else 0),
             "detections": whole(self.detections, 1), "samples": whole(self.samples, 4),
             "trainable_layers": self.trainable_layers is None or whole(self.trainable_layers, 0, 5),
             "norm_eps": self.norm_eps is None or isinstance(self.norm_eps, (int, float)) and 0 <= self.norm_eps < 1,
@@ -183,10 +188,11 @@ def build_model(
     config = settle(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MaskRCNN(make_backbone(config), rpn_anchor_generator=make_anchors(config), **make_heads(config),
-                         box_detections_per_img=config.detections, box_batch_size_per_image=config.samples)
+        kind = ContrastRCNN if config.projection else MaskRCNN
+        model = kind(make_backbone(config), rpn_anchor_generator=make_anchors(config), **make_heads(config),
+                     box_detections_per_img=config.detections, box_batch_size_per_image=config.samples)
         if config.correlation: # last, so that all else is drawn as without it
-            model.backbone = SelfCorrBackbone(model.backbone, config.correlation)
+            model.backbone = SelfCorrBackbone(model.backbone, config.correlation, config.mirrored, config.projection)
     model.transform = FigureTransform(config.size, config.size, IMAGENET_MEAN, IMAGENET_STD)
     pin_strides(model)
     if config.weights != "none": load_pretrained(model, config)

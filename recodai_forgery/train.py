@@ -30,6 +30,7 @@ from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
 from .cases import index_tree, split_cases
+from .compiled import compile_backbone
 from .data import ForgeryDataset, make_loader
 from .model import NECK, ModelConfig, build_model, pick_device, save_model, settle, whole
 from .state import Process, Share, agreed, autocast, check_options, from_first, gather, half_precision, joined
@@ -40,8 +41,8 @@ from .types import BadConfig, Case, NotFinite, atomic_path
 
 # %% auto #0
 __all__ = ['PRESETS', 'SHORTEST_WARMUP', 'NECK_FASTER', 'Batch', 'FREE', 'TrainConfig', 'Preset', 'learning_rate',
-           'make_optimizer', 'train_step', 'check_finite', 'LossWatch', 'follow', 'run_options', 'Run', 'write_log',
-           'draw_curves', 'pick_folds', 'figure_name', 'train_epoch', 'epoch_row', 'train', 'run_process']
+           'make_optimizer', 'train_step', 'check_finite', 'LossWatch', 'follow', 'named_options', 'run_options', 'Run',
+           'write_log', 'draw_curves', 'pick_folds', 'figure_name', 'train_epoch', 'epoch_row', 'train', 'run_process']
 
 # %% ../nbs/07_train.ipynb #3cc4d615
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class TrainConfig:
     average: float = .998           # what is validated and kept is an average over the last 1 / (1 - average) steps; 0 for none
     augment: bool = True
     tune: bool = True               # choose thresholds on the validation fold; otherwise both stay at 0.5
+    compile: bool = False           # body and pyramid by torch.compile, batches padded to a few sizes; does not pay on a CPU
     seed: int = 0
     device: str = "auto"            # or what torch.device takes
     workers: int = 2                # processes that read figures
@@ -67,7 +69,7 @@ class TrainConfig:
     def __post_init__(self):
         number = lambda value, low, high: isinstance(value, (int, float)) and low <= value <= high
         fine = {"epochs": whole(self.epochs, 1), "batch_size": whole(self.batch_size, 1),
-                "accumulate": whole(self.accumulate, 1), "average": number(self.average, 0, .99999),
+                "compile": isinstance(self.compile, bool), "accumulate": whole(self.accumulate, 1), "average": number(self.average, 0, .99999),
                 "synthetic": number(self.synthetic, 0, 1), "workers": whole(self.workers, 0),
                 "seed": whole(self.seed, 0, 2 ** 32 - 1), "learning_rate": number(self.learning_rate, 0, 10),
                 "momentum": number(self.momentum, 0, 1), "weight_decay": number(self.weight_decay, 0, 1),
@@ -194,11 +196,15 @@ def follow(
 # %% ../nbs/07_train.ipynb #32b25cf5
 FREE = "device", "workers", "max_hours" # options that a resumed run may change: they do not touch what is learned
 
+def named_options(model_config: ModelConfig, config: TrainConfig) -> dict[str, Any]:
+    "Options that a run keeps from its first step to its last."
+    return {f"model.{name}": value for name, value in asdict(model_config).items()} | {
+            f"train.{name}": value for name, value in asdict(config).items() if name not in FREE}
+
 def run_options(model_config: ModelConfig, config: TrainConfig, folds: tuple[list[Case], list[Case]], processes: int) -> dict[str, Any]:
     "What makes a run the run it is: its options, a digest of its figures, and by how many it is computed."
     figures = [[case.key for case in fold] for fold in folds]
-    return {f"model.{name}": value for name, value in asdict(model_config).items()} | {
-            f"train.{name}": value for name, value in asdict(config).items() if name not in FREE} | {
+    return named_options(model_config, config) | {
             "figures": hashlib.sha256(json.dumps(figures).encode()).hexdigest()[:16], "processes": processes}
 
 # %% ../nbs/07_train.ipynb #958a7e81
@@ -340,13 +346,14 @@ def run_process(process: Process, device: torch.device, source: Any, out: Path, 
     began, last, best, folds = time.perf_counter(), out / "last.pt", out / "best.safetensors", pick_folds(source, config)
     if last.exists() and not resume: raise BadConfig.because(out, "holds a run already", "resume it, or choose another folder")
     options, state = run_options(model_config, config, folds, process.size), read_run(last) if last.exists() else None
-    if state: check_options(last, state["options"], options)
+    if state: check_options(last, named_options(ModelConfig(), TrainConfig()) | state["options"], options) # an option that is newer than the run
 
     seed_all(config.seed + process.rank)
     network = build_model(replace(settle(model_config), weights="none") if state else model_config, config.seed).to(device)
     if device.type == "cuda": network = network.to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
     run = Run(network, copy.deepcopy(network).requires_grad_(False), make_optimizer(network, config), scaler, options)
+    if config.compile: compile_backbone(network, model_config.size) # the average, which is validated, stays as it is
     model = DistributedDataParallel(network) if process.size > 1 else network
     dataset = ForgeryStream(folds[0], model_config.size, config.augment, config.seed, config.synthetic)
     loader = make_loader(Share(dataset, process), config.batch_size * process.size, shuffle=True, workers=config.workers, seed=config.seed)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_train import MODEL, TRAIN, equal, last, write_tree
 
+import recodai_forgery.compiled as compiled
 import recodai_forgery.train as training
 from recodai_forgery.cases import index_tree
 from recodai_forgery.data import ForgeryDataset, make_loader
@@ -65,6 +66,10 @@ def worker(folder: Path) -> None:
             found["gradients"] = gradients([([figure[0]], [figure[1]])], model)
         found["rows"] = [held_out(cases, count, process) for count in (5, 7)]
 
+        with pytest.MonkeyPatch.context() as uncompiled: # torch's machinery, and no machine code
+            uncompiled.setattr(compiled, "BACKEND", "eager")
+            contrast = replace(MODEL, correlation=16, projection=8), replace(CONFIG, epochs=1, compile=True)
+            train(folder / "tree", folder / "contrast", *contrast, progress=False)
         train(folder / "tree", folder / "straight", MODEL, CONFIG, progress=False)
         steps = []
         def counted(*arguments):
@@ -138,6 +143,13 @@ def test_six_steps_in_two_processes_are_three_and_resume_and_three(two):
     first, second = one["processes"]
     assert not equal(first["random"]["torch"], second["random"]["torch"])
     assert equal(*(dict(load_model(folder / run / "best.safetensors")[0].state_dict()) for run in ("straight", "stopped")))
+
+
+def test_a_projection_learns_where_one_process_has_nothing_to_learn_from(two):
+    "Authentic figures have no pieces: their process takes part in every step all the same."
+    run = last(two[0] / "contrast")
+    start = build_model(replace(MODEL, correlation=16, projection=8)).backbone.correlation.projection.weight
+    assert not torch.equal(run["model"]["backbone.correlation.projection.weight"], start) and run["history"][0]["train_loss_infonce"] > 0
 
 
 def test_another_number_of_processes_is_another_run(two):

@@ -6,9 +6,11 @@ import json
 import math
 import multiprocessing
 import pickle
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,8 +18,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from typer.testing import CliRunner
 
+import recodai_forgery.compiled as compiled
 import recodai_forgery.train as training
 from recodai_forgery.cases import index_tree
 from recodai_forgery.cli import app
@@ -151,6 +155,16 @@ def test_resume_with_other_options_is_refused(tree, straight):
     assert (straight / "last.pt").read_bytes() == before
 
 
+def test_a_run_of_before_an_option_goes_on_with_its_default(tree, straight, tmp_path):
+    "Options that a state or a checkpoint does not name stand as they were when there was nothing to choose."
+    state = torch.load(straight / "last.pt", weights_only=True)
+    for name in ("model.mirrored", "model.projection", "train.compile"): assert state["options"].pop(name) is not None
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(BadConfig, match="model.mirrored was False and is True"):
+        train(tree, tmp_path, replace(MODEL, correlation=16, mirrored=True), TRAIN, resume=True, progress=False)
+    assert train(tree, tmp_path, MODEL, TRAIN, resume=True, progress=False) == tmp_path / "best.safetensors" # nothing is left to do
+
+
 def test_damaged_state_is_refused(tree, straight, tmp_path):
     whole = (straight / "last.pt").read_bytes()
     other = (straight / "best.safetensors").read_bytes(), pickle.dumps({"model": {}}, 2)
@@ -275,6 +289,16 @@ def test_groups_stay_on_one_side(tree):
     learned, held_out = training.pick_folds(tree, TRAIN)
     assert {case.case_id for case in learned} | {case.case_id for case in held_out} == {"0", "1", "2"}
     assert not {case.case_id for case in learned} & {case.case_id for case in held_out}
+
+
+def test_a_run_with_a_projection_logs_its_loss(tree, tmp_path):
+    "A column for itself beside the others, in training and in validation, and a part of their sums; figures without a copy have none of it."
+    best = train(tree, tmp_path, replace(MODEL, correlation=16, mirrored=True, projection=8), replace(TRAIN, epochs=1, synthetic=.3), progress=False)
+    row, = last(tmp_path)["history"]
+    assert 0 < row["train_loss_infonce"] < 1 and 0 < row["validation_loss_infonce"] < 1
+    for fold in ("train", "validation"):
+        assert np.isclose(row[f"{fold}_loss"], sum(value for name, value in row.items() if name.startswith(f"{fold}_loss_")))
+    assert load_model(best)[1].projection == 8
 
 
 def test_the_same_figure_in_training_and_prediction(tree):
@@ -406,8 +430,8 @@ def test_optimizer_as_the_plan_says():
     assert {id(weight) for weight in left["params"]} == plain
     assert len(decayed["params"]) + len(left["params"]) == sum(weight.requires_grad for weight in model.parameters())
 
-    _, neck, _ = make_optimizer(build_model(replace(MODEL, correlation=16)), TRAIN).param_groups
-    assert neck["faster"] == 10 and len(neck["params"]) == 4 and neck["weight_decay"] == 1e-4
+    _, neck, _ = make_optimizer(build_model(replace(MODEL, correlation=16, projection=8)), TRAIN).param_groups
+    assert neck["faster"] == 10 and len(neck["params"]) == 5 and neck["weight_decay"] == 1e-4
 
 
 @settings(max_examples=100, deadline=None)
@@ -431,9 +455,99 @@ def test_presets():
 @pytest.mark.parametrize("options", [
     {"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1}, {"learning_rate": float("nan")}, {"workers": -1}, {"momentum": 2},
     {"validation_fraction": 0}, {"validation_fraction": 1}, {"seed": -1}, {"max_hours": -1},
-    {"accumulate": 0}, {"average": 1}, {"synthetic": 1.5}])
+    {"accumulate": 0}, {"average": 1}, {"synthetic": 1.5}, {"compile": 1}])
 def test_refused_options(options):
     with pytest.raises(BadConfig, match=next(iter(options))): TrainConfig(**options)
+
+
+# ---------------------------------------------------------------- compiled
+
+@pytest.fixture
+def backend(monkeypatch):
+    "Set the compiler's backend; what it has compiled is forgotten before and afterwards."
+    before = torch._dynamo.config.recompile_limit
+    torch._dynamo.reset()
+    yield lambda name: monkeypatch.setattr(compiled, "BACKEND", name)
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = before
+
+
+def compiled_and_not(config):
+    "The same network twice, both padding to buckets."
+    models = [build_model(config) for _ in range(2)]
+    compiled.compile_backbone(models[0], config.size)
+    models[1].transform.size_divisible = compiled.BUCKET
+    return models
+
+
+def losses_and_gradients(model, images, targets):
+    torch.manual_seed(0)
+    parts = model(images, targets)
+    sum(parts.values()).backward()
+    return {name: value.item() for name, value in parts.items()}, [weight.grad for weight in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["eager", "aot_eager"])
+def test_a_compiled_network_computes_the_same(tree, backend, name):
+    backend(name)
+    config = replace(MODEL, backbone="resnet18", correlation=16, mirrored=True, projection=8, norm="batch")
+    images, targets = map(list, zip(*(ForgeryDataset(index_tree(tree).cases, 64)[place] for place in (1, 3)), strict=True))
+    (losses, gradients), (expected, others) = (losses_and_gradients(model, images, targets) for model in compiled_and_not(config))
+    assert losses.keys() == expected.keys() and all(np.isclose(losses[part], expected[part], rtol=1e-4) for part in losses)
+    for one, other in zip(gradients, others, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None: assert torch.equal(one, other) if name == "eager" else (one - other).norm() <= .01 * other.norm() + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_the_usual_backend_trains_a_small_body(backend):
+    "Machine code for four layers and a pyramid; for a whole body it takes over a minute."
+    def small():
+        torch.manual_seed(0)
+        layers = [torch.nn.Sequential(torch.nn.Conv2d(there, here, 3, stride, 1), torch.nn.ReLU()) for there, here, stride in ((3, 8, 4), (8, 8, 2))]
+        return SimpleNamespace(transform=SimpleNamespace(), backbone=BackboneWithFPN(torch.nn.Sequential(*layers), {"0": "0", "1": "1"}, [8, 8], 8))
+    machine, usual = small(), small()
+    compiled.compile_backbone(machine, 128)
+    pyramids = [model.backbone(torch.ones(1, 3, 128, 128).cumsum(3) / 128) for model in (machine, usual)]
+    for levels in pyramids: sum(level.square().sum() for level in levels.values()).backward()
+    assert all(torch.allclose(pyramids[0][level], pyramids[1][level], atol=1e-4) for level in pyramids[1])
+    for one, other in zip(machine.backbone.parameters(), usual.backbone.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() <= .01 * other.grad.norm() + 1e-6
+    assert machine.backbone.state_dict().keys() == usual.backbone.state_dict().keys() and machine.transform.size_divisible == 128
+
+
+@pytest.mark.slow
+def test_a_compiler_is_asked_once_for_a_size(backend):
+    "Of many sizes, in two sizes of batch, in training; the limit of torch, 8, is not what bounds it."
+    asked = []
+    def counting(graph, inputs):
+        asked.append(tuple(next(each.shape for each in inputs if each.ndim == 4 and not isinstance(each, torch.nn.Parameter))))
+        return graph.forward
+    backend(counting)
+    config, rng = replace(MODEL, backbone="resnet18", size=512), np.random.default_rng(0)
+    model, _ = compiled_and_not(config)
+    with torch.no_grad():
+        for number in range(40):
+            shape = rng.permutation((512, int(rng.integers(40, 513))))
+            model.backbone(model.transform([torch.rand(3, *shape)] * (1 + number % 2))[0].tensors)
+    bodies = [size for size in asked if size[1] == 3]
+    assert len(asked) == len(set(asked)) == 2 * len(bodies) and 10 <= len(bodies) <= 14 # 7 sizes have a side of 512
+    assert all(size[2] % 128 == size[3] % 128 == 0 for size in bodies)
+
+
+def test_a_compiled_run_resumes_and_leaves_what_others_leave(tree, straight, tmp_path, backend):
+    "Under the same names, readable without a compiler; whether it is compiled is part of the run."
+    backend("eager")
+    config, whole, stopped = replace(TRAIN, compile=True), tmp_path / "whole", tmp_path / "stopped"
+    best = train(tree, whole, MODEL, config, progress=False)
+    for _ in range(3): train(tree, stopped, MODEL, replace(config, max_hours=0), resume=True, progress=False)
+    train(tree, stopped, MODEL, config, resume=True, progress=False)
+    assert all(equal(last(whole)[part], last(stopped)[part]) for part in PARTS)
+    model, _, _ = load_model(best)
+    assert model.state_dict().keys() == last(whole)["model"].keys() == last(straight)["model"].keys()
+    assert model.transform.size_divisible == 32
+    with pytest.raises(BadConfig, match="train.compile was True and is False"): train(tree, whole, MODEL, TRAIN, resume=True, progress=False)
 
 
 # ---------------------------------------------------------------- validation
