@@ -56,7 +56,7 @@ def test_all_that_the_kernel_needs_in_one_flat_folder(bundle):
     assert METADATA not in listed and WEIGHTS in listed # the metadata is not uploaded
     with zipfile.ZipFile(wheel_of(bundle.path)) as wheel:
         names = wheel.namelist()
-    assert {"recodai_forgery/gate.json", "recodai_forgery/kernel.py"} <= set(names) and not [name for name in names if name.startswith(("nbs", "tests", "kaggle"))]
+    assert {"recodai_forgery/gate.json", "recodai_forgery/kernel.py", "recodai_forgery/weights/crosscheck.safetensors", "recodai_forgery/weights/crosscheck.md"} <= set(names) and not [name for name in names if name.startswith(("nbs", "tests", "kaggle"))]
 
 
 def test_the_same_commit_gives_the_same_bytes(bundle, checkout, tiny_checkpoint, tmp_path):
@@ -72,7 +72,7 @@ def test_a_gate_of_ones_own_travels(checkout, tmp_path):
     save_gate(load_gate(), tmp_path / "mine.json")
     made = build_bundle(tmp_path / "out", "somebody", gate=tmp_path / "mine.json", checkout=checkout)
     assert read_manifest(made.path)["gate"] == "gate.json" and (made.path / "gate.json").read_bytes() == (tmp_path / "mine.json").read_bytes()
-    assert "gate.json" in (made.path / SUMS).read_text() and made.method == "match"
+    assert "gate.json" in (made.path / SUMS).read_text() and made.method == "hybrid"
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(BadConfig, match="mine.json: holds no gate"): build_bundle(tmp_path / "other", "somebody", gate=tmp_path / "mine.json", checkout=checkout)
 
@@ -120,7 +120,7 @@ def test_nothing_is_lost_where_a_bundle_cannot_be_made(bundle, checkout, tmp_pat
     with pytest.raises(BadCheckpoint): build_bundle(bundle.path, "somebody", tmp_path / "weights", checkout=checkout)
     with pytest.raises(BadBundle, match="placeholder"): build_bundle(bundle.path, "OWNER", checkout=checkout)
     with pytest.raises(BadBundle, match="letters, digits and dashes"): build_bundle(bundle.path, "some body", checkout=checkout)
-    with pytest.raises(BadConfig, match="needs a checkpoint"): build_bundle(bundle.path, "somebody", None, "hybrid", checkout=checkout)
+    with pytest.raises(BadConfig, match="needs a checkpoint"): build_bundle(bundle.path, "somebody", None, "maskrcnn", checkout=checkout)
     assert before == {path.name: path.read_bytes() for path in bundle.path.iterdir()}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
