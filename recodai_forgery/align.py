@@ -35,7 +35,6 @@ class MatchConfig:
     checks: int = 32                  # hypotheses that are checked pixel by pixel
     candidates: int = 14              # found copies after which the search stops
     check_pixels: float = 2.2e6       # larger figures are shrunk to this for the check
-    check_pixels_least: float = 1.    # smaller figures are enlarged twice for it
     work: float = 20e6                # pixels that are compared in all the checks of a figure together: what bounds its time
     budget: float = 15.               # seconds, should the machine be slow; what was found until then is kept
 
@@ -90,14 +89,13 @@ class Planes:
         image: np.ndarray, # (H, W, 3) uint8 RGB
         most: float,       # pixels; larger figures are shrunk
         budget: Budget | None = None, # None: without bounds
-        least: float = 1., # pixels; smaller figures are enlarged twice
     ):
         self.budget = budget or Budget()
-        self.full, pixels = image.shape[:2], image.shape[0] * image.shape[1]
-        self.scale = 2. if pixels < least else min(1., (most / pixels) ** .5)
-        if self.scale != 1:
+        self.full = image.shape[:2]
+        self.scale = min(1., (most / (image.shape[0] * image.shape[1])) ** .5)
+        if self.scale < 1:
             size = tuple(max(1, round(side * self.scale)) for side in image.shape[1::-1])
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC)
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         self.rgb, self.bytes = image, cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         self.shape = self.bytes.shape
         self.gray = self.bytes.astype(np.float32)

@@ -65,7 +65,6 @@ def zncc_map(
     one: list[np.ndarray],   # (h, w) float32, one a colour
     other: list[np.ndarray],
     window: int = WINDOW,
-    doubt: float = 1.5, # variance that tells nothing
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (h, w) correlation; (h, w) weaker and stronger variance
     "Local normalised correlation of two pictures."
     def mean(values): return cv2.blur(values, (window, window), borderType=cv2.BORDER_REFLECT)
@@ -74,14 +73,13 @@ def zncc_map(
         mean_a, mean_b = mean(a), mean(b)
         shared, left, right = shared + mean(a * b) - mean_a * mean_b, left + mean(a * a) - mean_a ** 2, right + mean(b * b) - mean_b ** 2
     left, right = np.maximum(left, 0), np.maximum(right, 0)
-    return shared / np.sqrt((left + doubt) * (right + doubt)), np.minimum(left, right), np.maximum(left, right)
+    return shared / np.sqrt((left + 1.5) * (right + 1.5)), np.minimum(left, right), np.maximum(left, right)
 
 def overlay_map(planes: Planes, affine: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]: # (h, w) correlation; (h, w) weaker variance
     "Local correlation of a box with what a map fetches; its pixels are spent."
     x0, y0, x1, y1 = box
     planes.budget.spend((x1 - x0) * (y1 - y0))
-    pair = [plane[y0:y1, x0:x1] for plane in planes.channels], [warp(plane, affine, box) for plane in planes.channels]
-    return zncc_map(*pair, doubt=1.5 / max(1., planes.scale))[:2] # what is enlarged has less contrast in a window
+    return zncc_map([plane[y0:y1, x0:x1] for plane in planes.channels], [warp(plane, affine, box) for plane in planes.channels])[:2]
 
 # %% ../nbs/08_check.ipynb #e26e6568
 def slopes_at(planes: Planes, affine: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
@@ -149,7 +147,7 @@ def follow(
         box = widen((int(xy[0]), int(xy[1]), int(xy[0]) + 1, int(xy[1]) + 1), radius, planes.shape)
         if min(box[2] - box[0], box[3] - box[1]) < 12: return None
         likeness, contrast = overlay_map(planes, affine, box)
-        piece = piece_at((likeness > ALIKE) & (contrast > CONTRAST / max(1., planes.scale)) & lands_in(affine, box, frame(planes.shape)), xy[0] - box[0], xy[1] - box[1])
+        piece = piece_at((likeness > ALIKE) & (contrast > CONTRAST) & lands_in(affine, box, frame(planes.shape)), xy[0] - box[0], xy[1] - box[1])
         if piece is None or piece.sum() < 25: return None
         open_end = touches(piece, box, planes.shape)
         if not open_end and (exact or refined >= 2): return Overlap(affine, box, piece)
@@ -174,7 +172,7 @@ def gather(planes: Planes, overlap: Overlap, margin: int = 24) -> Overlap | None
     seed[tight[1] - box[1]:tight[3] - box[1], tight[0] - box[0]:tight[2] - box[0]] = overlap.mask[inner[1]:inner[3], inner[0]:inner[2]]
     likeness, contrast = overlay_map(planes, overlap.affine, box)
     inside = lands_in(overlap.affine, box, frame(planes.shape))
-    mask = kept_pieces((likeness > ALIKE) & (contrast > CONTRAST / max(1., planes.scale)) & inside, dilate(seed, 10))
+    mask = kept_pieces((likeness > ALIKE) & (contrast > CONTRAST) & inside, dilate(seed, 10))
     if not mask.any(): return None
     mask = ndimage.binary_fill_holes(cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc_kernel(3)))
     return Overlap(overlap.affine, box, mask & inside)

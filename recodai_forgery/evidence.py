@@ -312,7 +312,7 @@ def search_figure(
     "Everything in a figure that repeats, as far as the budget goes, and what it was found with, so that others can go on."
     begin, seconds = time.perf_counter(), {} if seconds is None else seconds
     def note(step: str) -> None: seconds[step] = time.perf_counter() - begin - sum(seconds.values())
-    planes = Planes(image, config.check_pixels, Budget(config.work, config.budget), config.check_pixels_least)
+    planes = Planes(image, config.check_pixels, Budget(config.work, config.budget))
     keypoints = find_keypoints(planes.bytes, config); note("keypoints")
     matches = match_itself(keypoints, config) if len(keypoints.xy) > 3 and not planes.budget.spent else no_matches(); note("matches")
     if not len(matches) or planes.budget.spent: return Search(planes, keypoints, matches, None)

@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 
 # %% auto #0
 __all__ = ['CLIP', 'GATE_FILE', 'LEAST_P', 'RELATIVE', 'EVIDENCE', 'NOTHING', 'ASKED', 'sigmoid', 'logit', 'Gate', 'choice_loss',
-           'fit_candidates', 'save_gate', 'load_gate', 'gate_of', 'Group', 'group_candidates', 'merge_regions',
-           'make_event', 'expected_quality', 'expected_scores', 'probabilities', 'figure_probability', 'Decision',
-           'draw', 'trace', 'Rated', 'rate', 'settle', 'decide']
+           'fit_candidates', 'save_gate', 'load_gate', 'Group', 'group_candidates', 'merge_regions', 'make_event',
+           'expected_quality', 'expected_scores', 'probabilities', 'figure_probability', 'Decision', 'draw', 'trace',
+           'Rated', 'rate', 'settle', 'decide']
 
 # %% ../nbs/08_gate.ipynb #27ee1b70
 from .align import Planes
@@ -49,7 +49,6 @@ class Gate:
     counts: tuple[float, ...] = (.65, .28, .07) # share of forged figures with 1, 2, ... events
     border: tuple[float, ...] = ()   # weights of a pixel's numbers and bias; empty: regions stay as they were found
     seen: float = 0.                 # what a network's score of 1 for both regions adds to a candidate's log odds; 0: it has no say
-    closer: Gate | None = None       # of the second look at small figures, enlarged; None: there is none
 
     def rows(self, features: Sequence[dict[str, float]]) -> np.ndarray: # (n, 2 * names)
         "Features standardised, and their squares. Raises `BadConfig` where one is missing."
@@ -110,26 +109,20 @@ GATE_FILE = Path(__file__).with_name("gate.json") if "__file__" in globals() els
 
 def save_gate(gate: Gate, path: str | Path) -> None:
     "Write a gate, each number with six digits."
-    def short(value):
-        if isinstance(value, dict): return {name: short(part) for name, part in value.items()}
-        if isinstance(value, tuple | list): return [short(part) for part in value]
-        return float(f"{value:.6g}") if isinstance(value, int | float) else value
-    with atomic_path(path) as temporary: temporary.write_text(json.dumps(short(asdict(gate))) + "\n")
+    def short(value): return value if isinstance(value, str) else float(f"{value:.6g}")
+    rounded = {name: [short(part) for part in value] if isinstance(value, tuple | list) else short(value) for name, value in asdict(gate).items()}
+    with atomic_path(path) as temporary: temporary.write_text(json.dumps(rounded) + "\n")
 
 def load_gate(path: str | Path = GATE_FILE) -> Gate:
     "Read a gate; without a path the one that comes with the package. Raises `BadConfig` for what is none."
     try: values = json.loads(Path(path).read_text())
     except (OSError, ValueError) as problem: raise BadConfig.because(path, f"holds no gate ({problem})", "write one with fit-gate") from None
-    return gate_of(values, path)
-
-def gate_of(values: dict, path: str | Path) -> Gate:
-    "A gate from what its file holds. Raises `BadConfig`."
     try: gate = Gate(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except TypeError as problem: raise BadConfig.because(path, f"holds no gate ({problem})", "write one with fit-gate") from None
     sizes = len(gate.names), len(gate.mean), len(gate.deviation), len(gate.weights) / 2
     if len(set(sizes)) > 1:
         raise BadConfig.because(path, f"has {sizes} names, means, deviations and pairs of weights", "write it again with fit-gate")
-    return replace(gate, closer=gate_of(gate.closer, path)) if gate.closer else gate
+    return gate
 
 # %% ../nbs/08_gate.ipynb #ae04e29b
 LEAST_P = .15 # probability below which a candidate is not looked at

@@ -5,7 +5,6 @@
 # %% ../nbs/08_match.ipynb #429a67f7
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,11 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['SMALL', 'Nets', 'resize_region', 'resize_event', 'packaged_gate', 'packaged_crosscheck', 'look_once', 'look_again',
-           'find_decision', 'find_events', 'Examined', 'read_truth', 'pieces_of', 'carried_onto', 'judge', 'label',
-           'examine', 'is_small', 'examine_closer', 'fit_rows', 'sources', 'held_out', 'best_of', 'fit_seen',
-           'calibrate', 'apart', 'blind_gates', 'complete', 'fit_gate', 'held_out_gates', 'cross_validate',
-           'cross_validate_twice', 'annotate']
+__all__ = ['Nets', 'resize_region', 'resize_event', 'packaged_gate', 'packaged_crosscheck', 'find_decision', 'find_events',
+           'Examined', 'read_truth', 'pieces_of', 'carried_onto', 'judge', 'label', 'examine', 'fit_rows', 'sources',
+           'held_out', 'best_of', 'fit_seen', 'calibrate', 'apart', 'blind_gates', 'complete', 'fit_gate',
+           'held_out_gates', 'cross_validate', 'annotate']
 
 # %% ../nbs/08_match.ipynb #835790da
 from .align import MatchConfig, Planes
@@ -63,26 +61,6 @@ def packaged_crosscheck() -> CrossCheck:
     "The network that comes with the package."
     return load_crosscheck()
 
-def look_once(image: np.ndarray, config: MatchConfig, gate: Gate, net: CrossCheck | None) -> Decision:
-    "What one search comes to, in pixels of the figure."
-    candidates, planes = find_candidates(image, config)
-    found = decide(gate, candidates, planes, net=net)
-    return found._replace(events=tuple(resize_event(event, planes.scale, image.shape[:2]) for event in found.events))
-
-SMALL = .2e6 # pixels; of smaller figures that seem authentic, an enlarged one is searched as well
-
-def look_again(
-    found: Decision,         # of the first look
-    image: np.ndarray,       # (H, W, 3) uint8 RGB
-    config: MatchConfig,     # with the seconds that are left
-    gate: Gate,
-    net: CrossCheck | None,
-) -> Decision:
-    "What a second look at a small figure comes to; the first one where that found something, or the second finds nothing."
-    if found.answered or gate.closer is None or image.shape[0] * image.shape[1] >= SMALL: return found
-    closer = look_once(image, replace(config, check_pixels_least=SMALL), gate.closer, net)
-    return closer if closer.answered else found
-
 def find_decision(
     image: np.ndarray,                       # (H, W, 3) uint8 RGB
     config: MatchConfig = MatchConfig(),     # noqa: B008 (frozen)
@@ -90,9 +68,9 @@ def find_decision(
     net: CrossCheck | None = None,           # draws the borders; None: training-free, the gate's numbers do
 ) -> Decision: # events in pixels of the figure, how many to answer, P(forged)
     "What is copied in a figure, and whether to say so."
-    began, gate = time.perf_counter(), gate or packaged_gate()
-    found = look_once(image, config, gate, net)
-    return look_again(found, image, replace(config, budget=max(.1, config.budget - time.perf_counter() + began)), gate, net)
+    candidates, planes = find_candidates(image, config)
+    found = decide(gate or packaged_gate(), candidates, planes, net=net)
+    return found._replace(events=tuple(resize_event(event, planes.scale, image.shape[:2]) for event in found.events))
 
 def find_events(
     image: np.ndarray,                       # (H, W, 3) uint8 RGB
@@ -178,15 +156,6 @@ def examine(cases: Iterable[Case], config: MatchConfig = MatchConfig(), progress
         candidates, planes = find_candidates(load_image(case.image), config)
         examined.append(label(case, candidates, planes))
     return examined
-
-def is_small(case: Case) -> bool:
-    "Whether a figure gets a second look."
-    return case.shape[0] * case.shape[1] < SMALL
-
-def examine_closer(examined: Sequence[Examined], config: MatchConfig = MatchConfig(), progress: bool = False) -> list[Examined]: # noqa: B008
-    "The same figures, the small ones enlarged: what the gate of the second look learns from. Raises `BadImage` and `BadMask`."
-    again = {one.case.key: one for one in examine([one.case for one in examined if is_small(one.case)], replace(config, check_pixels_least=SMALL), progress)}
-    return [again.get(one.case.key, one) for one in examined]
 
 # %% ../nbs/08_match.ipynb #2c6381df
 def fit_rows(examined: Sequence[Examined]) -> Gate:
@@ -280,7 +249,7 @@ def held_out_gates(examined: Sequence[Examined], extra: Sequence[Examined] = ())
         gates |= dict.fromkeys(test, complete(blind[test[0]], [examined[n] for n in fit], [blind[n] for n in fit]))
     return [gates[n] for n in range(len(examined))]
 
-Nets = Callable[[Case], "CrossCheck | None"] # the network that may draw in a figure: one that has not seen its sources
+Nets = Callable[[Case], CrossCheck | None] # the network that may draw in a figure: one that has not seen its sources
 
 def cross_validate(
     examined: Sequence[Examined],
@@ -291,22 +260,10 @@ def cross_validate(
     "The answer for each figure, by a gate fitted on the figures that share no source with it. Raises `BadImage`."
     decisions = []
     for one, gate in zip(examined, held_out_gates(examined, extra), strict=True):
-        planes = Planes(load_image(one.case.image), config.check_pixels, least=SMALL if one.scale > 1 else 1.) if one.candidates else None
+        planes = Planes(load_image(one.case.image), config.check_pixels) if one.candidates else None
         found = decide(gate, one.candidates, planes, one.seen, nets(one.case))
         decisions.append(found._replace(events=tuple(resize_event(event, one.scale, one.case.shape) for event in found.events)))
     return decisions
-
-def cross_validate_twice(
-    examined: Sequence[Examined],
-    closer: Sequence[Examined],          # from `examine_closer`
-    config: MatchConfig = MatchConfig(), # noqa: B008 (frozen)
-    extra: tuple[Sequence[Examined], Sequence[Examined]] = ((), ()), # only learned from, at the first look and at the second
-    nets: Nets = lambda case: None,
-) -> list[Decision]: # in pixels of the figures
-    "The same with a second look at small figures. Raises `BadImage`."
-    looks = cross_validate(examined, config, extra[0], nets), cross_validate(closer, config, extra[1], nets)
-    return [second if is_small(one.case) and second.answered and not first.answered else first
-            for one, first, second in zip(examined, *looks, strict=True)]
 
 def annotate(decision: Decision, shape: tuple[int, int]) -> str:
     "What is submitted for a decision."

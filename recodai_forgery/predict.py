@@ -22,7 +22,7 @@ from .align import MatchConfig
 from .correlation import MatchField, SelfCorr, match_region
 from .gate import Decision, Gate, load_gate
 from .crosscheck import CrossCheck
-from .match import find_decision, packaged_crosscheck, packaged_gate
+from .match import find_decision, packaged_crosscheck
 from .model import detect, group_regions, load_model, pick_device, whole
 from .regions import Look, find_together
 from .rle import encode
@@ -160,8 +160,8 @@ class Matcher:
 
     @property
     def cheaper(self) -> Matcher | None:
-        "A finder for when time runs out, which looks once; None where there is none."
-        return None if self.config == HURRIED else Matcher(replace(self.gate or packaged_gate(), closer=None), HURRIED, self.net)
+        "A finder for when time runs out; None where there is none."
+        return None if self.config == HURRIED else Matcher(self.gate, HURRIED, self.net)
 
     def batch_key(self, shape: tuple[int, int]) -> tuple[int, int]:
         "Figures go one by one; any may stand beside any other."

@@ -5,7 +5,6 @@
 # %% ../nbs/08_regions.ipynb #ee45c1d9
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from .evidence import LEAST, Candidate, Search, check, no_matches, relate, searc
 from .gate import Decision, Gate, Rated, expected_scores, logit, rate, settle, sigmoid
 from .image import load_image
 from .crosscheck import CrossCheck
-from .match import Examined, label, look_again, packaged_gate, resize_event, resize_region
+from .match import Examined, label, packaged_gate, resize_event, resize_region
 from .model import group_regions
 from .types import Case, Event, Region, intersection, iou
 
@@ -348,11 +347,10 @@ def find_together(
     net: CrossCheck | None = None,           # draws the borders; None: the gate's numbers do
 ) -> Decision: # events in pixels of the figure, how many to answer, P(forged)
     "What is copied in a figure, by matcher and network, and whether to say so."
-    began, gate, search = time.perf_counter(), gate or packaged_gate(), search_figure(image, config)
+    gate, search = gate or packaged_gate(), search_figure(image, config)
     seen = ask_network(search, look, config)
     rated = rate(gate, search.found, search.planes, seen, net)
-    found = join(gate, rated._replace(events=tuple(resize_event(event, search.planes.scale, image.shape[:2]) for event in rated.events)), look)
-    return look_again(found, image, replace(config, budget=max(.1, config.budget - time.perf_counter() + began)), gate, net)
+    return join(gate, rated._replace(events=tuple(resize_event(event, search.planes.scale, image.shape[:2]) for event in rated.events)), look)
 
 def ask_network(search: Search, look: Look, config: MatchConfig = MatchConfig()) -> np.ndarray: # noqa: B008 (frozen); (candidates,) 0 to 1
     "Go on with a search where a network points; what it gives for each candidate."

@@ -20,7 +20,7 @@ def matcher_speed() -> list[str]:
     from recodai_forgery.evidence import find_candidates
     from recodai_forgery.gate import decide
     from recodai_forgery.image import find_images, load_image
-    from recodai_forgery.match import look_again, packaged_crosscheck, packaged_gate
+    from recodai_forgery.match import packaged_crosscheck, packaged_gate
     folders = [SHARED / "bench" / "dev" / "train_images" / name for name in ("forged", "authentic")]
     if not folders[0].is_dir(): return ["matcher: no shared test data, not measured"]
     cores, threads, config, steps, seconds = os.sched_getaffinity(0), (cv2.getNumThreads(), torch.get_num_threads()), MatchConfig(), Counter(), []
@@ -33,10 +33,8 @@ def matcher_speed() -> list[str]:
             image, began, step = load_image(path), time.perf_counter(), {}
             candidates, planes = find_candidates(image, config, step)
             searched = time.perf_counter()
-            found = decide(gate, candidates, planes, net=net)
-            decided = time.perf_counter()
-            look_again(found, image, config, gate, net)
-            step |= {"gate and borders": decided - searched, "second look": time.perf_counter() - decided}
+            decide(gate, candidates, planes, net=net)
+            step["gate and borders"] = time.perf_counter() - searched
             seconds.append(time.perf_counter() - began)
             steps.update(step)
     finally:

@@ -23,7 +23,7 @@ from recodai_forgery.evaluate import class_page, class_tables, describe, format_
 from recodai_forgery.evidence import find_candidates
 from recodai_forgery.gate import Decision, save_gate
 from recodai_forgery.image import load_image
-from recodai_forgery.match import SMALL, Nets, annotate, cross_validate_twice, fit_gate, is_small, label, sources
+from recodai_forgery.match import Nets, annotate, cross_validate, fit_gate, label, sources
 from recodai_forgery.metric import bootstrap_interval, format_summary, score_cases
 from recodai_forgery.report import save_figure
 from recodai_forgery.rle import encode
@@ -85,7 +85,7 @@ def drawing_cases(each: int, folder: Path) -> list[Case]:
 
 def search(case: Case, cache: Path | None, config: MatchConfig):
     "Candidates of a figure with their truth, from the cache where they are there; wall-clock and processor seconds and steps of the search."
-    path = cache / f"{case.split}_{case.case_id}{'_closer' if config.check_pixels_least > 1 else ''}.pkl" if cache else None
+    path = cache / f"{case.split}_{case.case_id}.pkl" if cache else None
     if path and path.exists(): return pickle.loads(path.read_bytes())
     start, processor, steps = time.perf_counter(), time.process_time(), {}
     candidates, planes = find_candidates(load_image(case.image), config, steps)
@@ -141,12 +141,10 @@ def main() -> None:
     if options.drawings: learned += drawing_cases(options.drawings, options.cache)
     extra = [search(case, options.cache, config)[0] for case in learned]
     nets = blind_nets(options.crosscheck) if options.crosscheck else lambda case: None
-    enlarged = replace(config, check_pixels_least=SMALL)
-    closer, more = ([search(one.case, options.cache, enlarged)[0] if is_small(one.case) else one for one in some] for some in (examined, extra))
-    decisions = cross_validate_twice(examined, closer, config, (extra, more), nets)
+    decisions = cross_validate(examined, config, extra, nets)
     solution, submission, result = tables_of(cases, decisions, table)
     if options.crosscheck:
-        plain = tables_of(cases, cross_validate_twice(examined, closer, config, (extra, more)), table)[2]
+        plain = tables_of(cases, cross_validate(examined, config, extra), table)[2]
         for name, part in (("score", result), ("forged", result[result["forged"]])):
             more_by = (part["score"] - plain.loc[part.index, "score"]).to_numpy()
             low, high = bootstrap_interval(more_by, part["group"].to_numpy())
@@ -164,7 +162,7 @@ def main() -> None:
     wall, processor = np.array(times).T
     print(f"seconds a figure: wall clock mean {wall.mean():.2f} max {wall.max():.2f}, processor mean {processor.mean():.2f} max {processor.max():.2f}")
     print("steps:", pd.DataFrame(steps).fillna(0).mean().round(3).to_dict())
-    if options.write_gate: save_gate(replace(fit_gate(examined, extra), closer=fit_gate(closer, more)), options.write_gate)
+    if options.write_gate: save_gate(fit_gate(examined, extra), options.write_gate)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from recodai_forgery.crosscheck import (
     window_around,
 )
 from recodai_forgery.evidence import find_candidates
-from recodai_forgery.gate import Decision, load_gate, save_gate, trace
-from recodai_forgery.match import SMALL, find_decision, look_once, packaged_crosscheck, packaged_gate, sources
+from recodai_forgery.gate import trace
+from recodai_forgery.match import find_decision, packaged_crosscheck, sources
 from recodai_forgery.predict import Detector
 from recodai_forgery.types import BadCheckpoint, BadConfig, Region
 
@@ -177,46 +177,6 @@ def test_prediction_asks_the_network_unless_told_otherwise():
     hybrid, match = Detector(), Detector(method="match")
     assert hybrid.finder.net is packaged_crosscheck() and match.finder.net is None and hybrid.hurried().finder.net is hybrid.finder.net
     assert hybrid(image).annotation == hybrid(image).annotation != "authentic"
-
-
-def looks(monkeypatch, answers):
-    "Searches that answer as told; the configurations they were called with."
-    called = []
-    def once(image, config, gate, net):
-        called.append((config, gate))
-        return answers[len(called) - 1]
-    monkeypatch.setattr("recodai_forgery.match.look_once", once)
-    return called
-
-SILENT, SAYS = Decision((), 0, .2), Decision(("event",), 1, .9)
-
-def test_small_silent_figures_get_a_second_look_with_its_own_gate(monkeypatch):
-    gate = packaged_gate()
-    assert gate.closer is not None
-    small, large = np.zeros((200, 300, 3), np.uint8), np.zeros((500, 500, 3), np.uint8)
-    called = looks(monkeypatch, [SILENT, SAYS])
-    assert find_decision(small, CONFIG) == SAYS and [one for _, one in called] == [gate, gate.closer]
-    assert called[0][0].check_pixels_least == 1 and called[1][0].check_pixels_least == SMALL and called[1][0].budget < CONFIG.budget
-    for image, answers, some in ((large, [SILENT], gate), (small, [SAYS], gate), (small, [SILENT], replace(gate, closer=None))):
-        called = looks(monkeypatch, answers)
-        assert find_decision(image, CONFIG, some) == answers[0] and len(called) == 1
-
-def test_enlarged_planes_and_what_is_found_in_them_come_back_to_the_figure():
-    image, _, source = planted(12)
-    planes = Planes(image, np.inf, least=SMALL)
-    assert planes.scale == 2 and planes.shape == tuple(2 * side for side in image.shape[:2]) and Planes(image, np.inf, least=100).scale == 1
-    found = look_once(image, replace(CONFIG, check_pixels_least=SMALL), packaged_gate().closer, packaged_crosscheck())
-    covered = np.zeros(image.shape[:2], bool)
-    for event in found.events[:1]:
-        for region in event.regions: covered |= region.full_mask(covered.shape)
-    assert (covered & source).sum() > .8 * source.sum()
-
-def test_a_gate_with_a_second_look_comes_back_from_its_file(tmp_path):
-    gate = replace(packaged_gate(), closer=replace(packaged_gate(), closer=None, bias=-1.))
-    save_gate(gate, tmp_path / "gate.json")
-    assert load_gate(tmp_path / "gate.json") == gate
-    save_gate(replace(gate, closer=replace(gate.closer, weights=(1.,))), tmp_path / "bad.json")
-    with pytest.raises(BadConfig, match="bad.json"): load_gate(tmp_path / "bad.json")
 
 
 def test_no_figure_of_the_benchmark_is_judged_by_a_network_that_saw_its_sources(shared):

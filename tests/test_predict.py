@@ -349,7 +349,7 @@ def test_a_gate_of_ones_own_decides(checkpoint, tmp_path):
     photograph = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3)).astype(np.uint8), (0, 0), 1.2)
     photograph[150:210, 200:290] = photograph[20:80, 30:120]
     gate = load_gate()
-    save_gate(replace(gate, figure=(gate.figure[0], -50.), closer=None), tmp_path / "never.json") # P(forged) is zero, whatever there is
+    save_gate(replace(gate, figure=(gate.figure[0], -50.)), tmp_path / "never.json") # P(forged) is zero, whatever there is
     assert Detector()(photograph).annotation != AUTHENTIC
     assert Detector(gate=tmp_path / "never.json")(photograph).annotation == AUTHENTIC
     with pytest.raises(BadConfig, match="has no gate"): Detector(checkpoint, method="maskrcnn", gate=tmp_path / "never.json")
