@@ -14,15 +14,15 @@ from scipy import ndimage
 
 # %% auto #0
 __all__ = ['WINDOW', 'ALIKE', 'CONTRAST', 'THUMBNAIL', 'SPECTRUM', 'warp', 'lands_in', 'frame', 'widen', 'disc_kernel', 'dilate',
-           'erode', 'zncc_map', 'overlay_map', 'slopes_at', 'refine', 'Overlap', 'piece_at', 'touches', 'follow',
-           'kept_pieces', 'gather', 'gain_offset', 'residual', 'grow', 'carry_mask', 'widest_gap', 'find_panels',
-           'PanelOverlap', 'correlation', 'judge_panels', 'panel_of', 'snap_to_panels', 'small_panels', 'shrink',
-           'spectra', 'Pose', 'poses', 'shared_length', 'place_pose', 'best_placement', 'coarse_to_fine',
+           'erode', 'depth', 'zncc_map', 'lay_on', 'overlay_map', 'slopes_at', 'refine', 'Overlap', 'piece_at',
+           'touches', 'follow', 'kept_pieces', 'gather', 'gain_offset', 'residual', 'grow', 'carry_mask', 'widest_gap',
+           'find_panels', 'PanelOverlap', 'correlation', 'judge_panels', 'panel_of', 'snap_to_panels', 'small_panels',
+           'shrink', 'spectra', 'Pose', 'poses', 'shared_length', 'place_pose', 'best_placement', 'coarse_to_fine',
            'match_panels']
 
 # %% ../nbs/08_check.ipynb #5354b2fa
 from .align import Planes, apply_affine
-from .types import Box, tight_box
+from .types import Box, Region, tight_box
 
 # %% ../nbs/08_check.ipynb #a0102388
 def warp(plane: np.ndarray, affine: np.ndarray, box: Box) -> np.ndarray: # (y1 - y0, x1 - x0) float32
@@ -58,6 +58,10 @@ def erode(mask: np.ndarray, radius: int) -> np.ndarray:
     "Shrink a bool mask by a disc; the border of the array shrinks nothing."
     return cv2.erode(mask.astype(np.uint8), disc_kernel(radius)) > 0
 
+def depth(mask: np.ndarray) -> np.ndarray: # (h, w) float32
+    "How many pixels lie between each pixel of a bool mask and what is not in it; what lies beyond the array is not."
+    return cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+
 # %% ../nbs/08_check.ipynb #949a7eaf
 WINDOW = 9 # pixels a side
 
@@ -75,11 +79,16 @@ def zncc_map(
     left, right = np.maximum(left, 0), np.maximum(right, 0)
     return shared / np.sqrt((left + 1.5) * (right + 1.5)), np.minimum(left, right), np.maximum(left, right)
 
+def lay_on(planes: Planes, affine: np.ndarray, box: Box) -> tuple[list[np.ndarray], list[np.ndarray]]: # (h, w) float32, one a colour
+    "A box, and what a map fetches for its pixels."
+    x0, y0, x1, y1 = box
+    return [plane[y0:y1, x0:x1] for plane in planes.channels], [warp(plane, affine, box) for plane in planes.channels]
+
 def overlay_map(planes: Planes, affine: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]: # (h, w) correlation; (h, w) weaker variance
     "Local correlation of a box with what a map fetches; its pixels are spent."
     x0, y0, x1, y1 = box
     planes.budget.spend((x1 - x0) * (y1 - y0))
-    return zncc_map([plane[y0:y1, x0:x1] for plane in planes.channels], [warp(plane, affine, box) for plane in planes.channels])[:2]
+    return zncc_map(*lay_on(planes, affine, box))[:2]
 
 # %% ../nbs/08_check.ipynb #e26e6568
 def slopes_at(planes: Planes, affine: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
@@ -164,12 +173,9 @@ def kept_pieces(mask: np.ndarray, seed: np.ndarray) -> np.ndarray:
 
 def gather(planes: Planes, overlap: Overlap, margin: int = 24) -> Overlap | None:
     "The region with its near pieces, without holes; None where nothing is left of it."
-    inner = tight_box(overlap.mask)
-    x0, y0 = overlap.box[:2]
-    tight = (inner[0] + x0, inner[1] + y0, inner[2] + x0, inner[3] + y0)
-    box = widen(tight, margin, planes.shape)
-    seed = np.zeros((box[3] - box[1], box[2] - box[0]), bool)
-    seed[tight[1] - box[1]:tight[3] - box[1], tight[0] - box[0]:tight[2] - box[0]] = overlap.mask[inner[1]:inner[3], inner[0]:inner[2]]
+    region = Region.from_mask(overlap.mask, offset=overlap.box[:2])
+    box = widen(region.box, margin, planes.shape)
+    seed = region.within(box)
     likeness, contrast = overlay_map(planes, overlap.affine, box)
     inside = lands_in(overlap.affine, box, frame(planes.shape))
     mask = kept_pieces((likeness > ALIKE) & (contrast > CONTRAST) & inside, dilate(seed, 10))

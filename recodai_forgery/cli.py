@@ -192,7 +192,7 @@ def fit_gate(
     """
     from recodai_forgery.cases import index_tree, split_cases
     from recodai_forgery.gate import save_gate
-    from recodai_forgery.match import annotate, cross_validate, examine, fit_gate as fit
+    from recodai_forgery.match import annotate, cross_validate, examine, fit_gate as fit, packaged_crosscheck
     from recodai_forgery.metric import image_score
     from recodai_forgery.thresholds import annotation
     with answered():
@@ -204,7 +204,7 @@ def fit_gate(
             examined = examine_together(cases, look_with(checkpoint), progress=not as_json)
         else: examined = examine(cases, progress=not as_json)
         save_gate(fit(examined), out)
-        scores = [image_score(annotation(case), annotate(decision, case.shape), case.shape) for case, decision in zip(cases, cross_validate(examined), strict=True)]
+        scores = [image_score(annotation(case), annotate(decision, case.shape), case.shape) for case, decision in zip(cases, cross_validate(examined, nets=lambda case: packaged_crosscheck()), strict=True)]
         score, authentic = sum(scores) / len(scores), sum(not case.forged for case in cases) / len(cases)
         say(f"{out}: fitted on {len(cases)} figures; with whole groups held out {score:.4f}, all authentic {authentic:.4f}",
             {"gate": out, "figures": len(cases), "score": score, "all_authentic": authentic}, as_json)

@@ -19,7 +19,7 @@ __all__ = ['DEEP', 'REACH', 'PIXEL', 'Band', 'log', 'box_mean', 'stand_out', 're
 
 # %% ../nbs/08_contour.ipynb #290f1c4b
 from .align import Planes
-from .check import Overlap, carry_mask, disc_kernel, frame, gain_offset, kept_pieces, lands_in, warp, widen, zncc_map
+from .check import Overlap, carry_mask, depth, disc_kernel, frame, gain_offset, kept_pieces, lands_in, lay_on, warp, widen, zncc_map
 from .types import BadConfig, Box, Region
 
 # %% ../nbs/08_contour.ipynb #b137d57a
@@ -53,7 +53,7 @@ def read_band(planes: Planes, overlap: Overlap) -> Band:
     mask = np.pad(overlap.mask, ((overlap.box[1] - y0, y1 - overlap.box[3]), (overlap.box[0] - x0, x1 - overlap.box[2])))
     inside = lands_in(overlap.affine, box, frame(planes.shape))
     out = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
-    deep = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    deep = depth(mask)
     core, ring = deep >= min(3, deep.max() * .6), (out > 4) & (out < 16) & inside
     if ring.sum() < 20: ring = (out > 0) & inside
     if ring.sum() < 20: ring = mask
@@ -61,7 +61,7 @@ def read_band(planes: Planes, overlap: Overlap) -> Band:
     gain, offset = gain_offset(source[core], target[core])
     miss = np.abs(target - gain * source - offset)
     middle, around = log(np.median(miss[core])), log(np.median(miss[ring]))
-    pairs = [plane[y0:y1, x0:x1] for plane in planes.channels], [warp(plane, overlap.affine, box) for plane in planes.channels]
+    pairs = lay_on(planes, overlap.affine, box)
     (wide, wide_least, wide_most), (small, small_least, small_most) = (zncc_map(*pairs, window=side) for side in (9, 5))
     apart, spread = stand_out((source, target), ring)
     top = np.percentile(apart[mask], 90) + 1

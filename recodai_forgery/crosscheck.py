@@ -20,15 +20,16 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['SIDE', 'VIEW', 'TRUE', 'LARGEST', 'CROSSCHECK', 'View', 'window_around', 'standard', 'compare', 'to_view', 'see',
-           'conv_block', 'CrossCheck', 'Examples', 'truth_of', 'crosscheck_loss', 'draw_batch', 'train_crosscheck',
-           'Verdict', 'draw_mask', 'crosscheck', 'save_crosscheck', 'load_crosscheck']
+__all__ = ['SIDE', 'VIEW', 'WIDTHS', 'TRUE', 'LEARNING_RATE', 'WARMUP', 'LARGEST', 'CROSSCHECK', 'View', 'window_around',
+           'standard', 'compare', 'to_view', 'see', 'conv_block', 'CrossCheck', 'Examples', 'truth_of',
+           'crosscheck_loss', 'draw_batch', 'train_crosscheck', 'Verdict', 'draw_mask', 'crosscheck', 'save_crosscheck',
+           'load_crosscheck']
 
 # %% ../nbs/08_crosscheck.ipynb #2b2d9fc7
 from .align import Planes
-from .check import Overlap, frame, gain_offset, kept_pieces, lands_in, warp, widen, zncc_map
+from .check import Overlap, depth, frame, gain_offset, kept_pieces, lands_in, lay_on, warp, widen, zncc_map
 from .contour import log
-from .types import BadCheckpoint, BadConfig, Box, Region, atomic_path, tight_box
+from .types import BadCheckpoint, BadConfig, Box, Region, atomic_path
 
 # %% ../nbs/08_crosscheck.ipynb #51481753
 SIDE = 64 # pixels of a view
@@ -59,10 +60,9 @@ def compare(planes: Planes, overlap: Overlap, box: Box, found: np.ndarray) -> li
     source, copy = planes.gray[y0:y1, x0:x1], warp(planes.gray, overlap.affine, box)
     gain, offset = gain_offset(source[found], copy[found])
     miss = log(np.abs(copy - gain * source - offset))
-    deep = cv2.distanceTransform(np.pad(found, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    out = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, 3)
+    deep, out = depth(found), cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, 3)
     heart = deep >= min(3, deep.max() * .6)
-    pairs = [plane[y0:y1, x0:x1] for plane in planes.channels], [warp(plane, overlap.affine, box) for plane in planes.channels]
+    pairs = lay_on(planes, overlap.affine, box)
     (wide, wide_contrast, _), (small, small_contrast, _) = (zncc_map(*pairs, window=side) for side in (9, 5))
     fine, _, _ = zncc_map([planes.fine[y0:y1, x0:x1]], [warp(planes.fine, overlap.affine, box)], window=7)
     noise = log(np.median(np.abs(cv2.Laplacian(source, cv2.CV_32F))))
@@ -80,13 +80,10 @@ def to_view(part: np.ndarray, box: Box, window: Box) -> np.ndarray: # part: (...
 
 def see(planes: Planes, overlap: Overlap) -> View: # overlap: not empty
     "A region and its copy as the network takes them."
-    x0, y0, x1, y1 = tight_box(overlap.mask)
-    left, top = overlap.box[:2]
-    tight = left + x0, top + y0, left + x1, top + y1
-    window = window_around(tight)
+    region = Region.from_mask(overlap.mask, offset=overlap.box[:2])
+    window = window_around(region.box)
     box = widen(window, 0, planes.shape)
-    found = np.zeros((box[3] - box[1], box[2] - box[0]), bool)
-    found[tight[1] - box[1]:tight[3] - box[1], tight[0] - box[0]:tight[2] - box[0]] = overlap.mask[y0:y1, x0:x1]
+    found = region.within(box)
     inside = lands_in(overlap.affine, box, frame(planes.shape))
     told = np.where(inside, np.stack(compare(planes, overlap, box, found)), 0)
     return View(to_view(np.concatenate([told, found[None], inside[None]]), box, window), window)
@@ -97,11 +94,13 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
     layers = [(nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)) for width in (inputs, outputs)]
     return nn.Sequential(*(layer for group in layers for layer in group))
 
+WIDTHS = 8, 24, 48, 64 # channels from fine to coarse
+
 class CrossCheck(nn.Module):
     "Where in a view the copied piece lies, and whether there is one."
-    def __init__(self, widths: tuple[int, int, int, int] = (8, 24, 48, 64)): # channels from fine to coarse
+    def __init__(self):
         super().__init__()
-        a, b, c, d = widths
+        a, b, c, d = WIDTHS
         self.down = nn.ModuleList(conv_block(*pair) for pair in ((len(VIEW), a), (a, b), (b, c), (c, d)))
         self.up = nn.ModuleList(conv_block(*pair) for pair in ((c + d, c), (b + c, b), (a + b, a)))
         self.mask = nn.Conv2d(a, 1, 1)
@@ -128,9 +127,8 @@ class Examples(NamedTuple):
 
 def truth_of(piece: Region | None, window: Box, shape: tuple[int, int]) -> np.ndarray: # shape: (h, w) of the planes -> (SIDE, SIDE) float32
     "The piece of the truth under a candidate's source, as its view shows it."
-    if piece is None: return np.zeros((SIDE, SIDE), np.float32)
-    x0, y0, x1, y1 = box = widen(window, 0, shape)
-    return to_view(piece.full_mask(shape)[y0:y1, x0:x1].astype(np.float32), box, window)
+    box = widen(window, 0, shape)
+    return to_view(piece.within(box), box, window) if piece else np.zeros((SIDE, SIDE), np.float32)
 
 def crosscheck_loss(
     net: CrossCheck,
@@ -162,24 +160,25 @@ def draw_batch(examples: Examples, size: int, rng: np.random.Generator) -> tuple
     if rng.random() < .5: views, truths = views.transpose(2, 3), truths.transpose(1, 2)
     return views.contiguous(memory_format=torch.channels_last), truths, torch.from_numpy(examples.copied[chosen])
 
+LEARNING_RATE, WARMUP = 2e-3, 50 # the highest; steps until it is reached
+
 def train_crosscheck(
     examples: Examples,
-    steps: int = 1600,
+    steps: int = 1000,
     batch: int = 32,
-    learning_rate: float = 2e-3,
     seed: int = 0,
     progress: bool = False,
 ) -> CrossCheck: # in evaluation mode
-    "A network that learned from examples; AdamW, fifty steps of warm-up, a cosine. Raises `BadConfig` where all are of one kind."
+    "A network that learned from examples; AdamW, warm-up, a cosine. Raises `BadConfig` where all are of one kind."
     if examples.copied.all() or not examples.copied.any():
         raise BadConfig.because("crosscheck", "all examples are of one kind", "pass true and false candidates")
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = CrossCheck().to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
         for step in tqdm(range(steps), disable=not progress, desc="crosscheck"):
-            for group in optimizer.param_groups: group["lr"] = learning_rate * min(1, (step + 1) / 50) * (1 + np.cos(np.pi * step / steps)) / 2
+            for group in optimizer.param_groups: group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP) * (1 + np.cos(np.pi * step / steps)) / 2
             loss = crosscheck_loss(net, *draw_batch(examples, batch, rng))
             optimizer.zero_grad()
             loss.backward()
@@ -194,7 +193,7 @@ class Verdict(NamedTuple):
     odds: float             # log odds of being a copy, among as many true as false ones
     overlap: Overlap | None # as the network draws it; None: too large to be drawn, or nothing was left
 
-def draw_mask(planes: Planes, overlap: Overlap, view: View, share: np.ndarray, least: int = 20) -> Overlap | None: # share: (SIDE, SIDE) 0 to 1
+def draw_mask(planes: Planes, overlap: Overlap, view: View, share: np.ndarray) -> Overlap | None: # share: (SIDE, SIDE) 0 to 1
     "The region that a network's mask means."
     length = view.window[2] - view.window[0]
     if length > LARGEST: return None
@@ -205,16 +204,16 @@ def draw_mask(planes: Planes, overlap: Overlap, view: View, share: np.ndarray, l
     inside = lands_in(overlap.affine, box, frame(planes.shape))
     found = cv2.resize(view.planes[-2], (length, length), interpolation=how)[y0 - top:y1 - top, x0 - left:x1 - left] > .5
     mask = ndimage.binary_fill_holes(kept_pieces(drawn & inside, found)) & inside
-    return Overlap(overlap.affine, box, mask) if mask.sum() > least else None
+    return Overlap(overlap.affine, box, mask) if mask.sum() > 20 else None
 
 @torch.inference_mode()
 def crosscheck(net: CrossCheck, planes: Planes, overlaps: Sequence[Overlap]) -> list[Verdict]:
     "What a network says of a figure's candidates."
     views = [see(planes, overlap) for overlap in overlaps]
     if not views: return []
-    masks, odds = net(torch.from_numpy(np.stack([view.planes for view in views])).to(next(net.parameters()).device))
+    masks, odds = net(torch.from_numpy(np.stack([view.planes for view in views])))
     return [Verdict(float(odd), draw_mask(planes, overlap, view, share))
-            for odd, overlap, view, share in zip(odds.tolist(), overlaps, views, masks.sigmoid().cpu().numpy(), strict=True)]
+            for odd, overlap, view, share in zip(odds.tolist(), overlaps, views, masks.sigmoid().numpy(), strict=True)]
 
 # %% ../nbs/08_crosscheck.ipynb #2c6a5487
 CROSSCHECK = Path(__file__).parent / "weights" / "crosscheck.safetensors" if "__file__" in globals() else Path("../recodai_forgery/weights/crosscheck.safetensors")

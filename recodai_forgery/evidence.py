@@ -21,7 +21,7 @@ __all__ = ['LEAST', 'DRAWN', 'AROUND', 'ECHO', 'NO_MATCH', 'Candidate', 'noise_o
 # %% ../nbs/08_evidence.ipynb #8cac73e2
 from .align import (SCALES, Budget, Hypotheses, Keypoints, MatchConfig, Matches, Planes, apply_affine, find_keypoints, invert_affine,
                                    make_hypotheses, match_itself)
-from .check import (Overlap, PanelOverlap, carry_mask, correlation, dilate, erode, find_panels, follow, frame, gain_offset,
+from .check import (Overlap, PanelOverlap, carry_mask, correlation, depth, dilate, erode, find_panels, follow, frame, gain_offset,
                                    gather, grow, lands_in, match_panels, overlay_map, panel_of, residual, snap_to_panels, warp, widen)
 from .types import Box, Region, intersection, tight_box
 
@@ -78,7 +78,7 @@ def differences(planes: Planes, overlap: Overlap, ring: np.ndarray, inner: np.nd
 # %% ../nbs/08_evidence.ipynb #89495162
 def heart_of(mask: np.ndarray) -> np.ndarray:
     "A mask without its outer pixels: up to 4, and at most two fifths of its depth."
-    deep = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    deep = depth(mask)
     heart = deep > min(4., .4 * deep.max())
     return heart if heart.sum() >= 12 else deep >= np.sort(deep[mask])[::-1][min(11, mask.sum() - 1)]
 
@@ -142,7 +142,7 @@ ECHO = 4, 20, .85   # half the window's side, least and most; correlation of an 
 
 def echoes(planes: Planes, overlap: Overlap) -> dict[str, float]:
     "How many other places near a region look like its heart, and how much the best of them does."
-    deep = cv2.distanceTransform(np.pad(overlap.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    deep = depth(overlap.mask)
     y, x = np.unravel_index(int(deep.argmax()), deep.shape)
     height, width = planes.shape
     half = min(int(np.clip(deep[y, x], *ECHO[:2])), (height - 1) // 2, (width - 1) // 2)
@@ -187,16 +187,11 @@ def place(panels: list[Box], source: Region, target: Region, affine: np.ndarray,
 # %% ../nbs/08_evidence.ipynb #93410523
 def describe(planes: Planes, overlap: Overlap, panels: list[Box], judged: PanelOverlap | None, whole: bool) -> Candidate | None:
     "A candidate from what a map carries onto itself; None where too little is left. `whole`: the overlap of two panels, which does not grow."
-    inner_box = tight_box(overlap.mask)
-    if inner_box is None: return None
-    left, top = overlap.box[:2]
-    tight = (left + inner_box[0], top + inner_box[1], left + inner_box[2], top + inner_box[3])
-    box = widen(tight, 20, planes.shape)
-    mask = np.zeros((box[3] - box[1], box[2] - box[0]), bool)
-    held = overlap.mask[inner_box[1]:inner_box[3], inner_box[0]:inner_box[2]]
-    mask[tight[1] - box[1]:tight[3] - box[1], tight[0] - box[0]:tight[2] - box[0]] = held
+    if not overlap.mask.any(): return None
+    region = Region.from_mask(overlap.mask, offset=overlap.box[:2])
+    box = widen(region.box, 20, planes.shape)
     inside = lands_in(overlap.affine, box, frame(planes.shape))
-    core = Overlap(overlap.affine, box, mask & inside)
+    core = Overlap(overlap.affine, box, region.within(box) & inside)
     carried = carry_mask(core, planes.shape) if core.mask.sum() >= LEAST else None
     if carried is None: return None
     distance = cv2.distanceTransform((~core.mask).astype(np.uint8), cv2.DIST_L2, 3)

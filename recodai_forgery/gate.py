@@ -243,11 +243,10 @@ def rate(
     "The events of a figure's candidates, and what they are worth."
     p = probabilities(gate, candidates, seen)
     groups, drawn = group_candidates(candidates, p), list(candidates)
-    members = sorted({n for group in groups for n in group.members})
-    if planes and net:
-        for n, traced in zip(members, trace(net, [candidates[n] for n in members], planes), strict=True): drawn[n] = traced
     if planes:
-        for n in members: drawn[n] = draw(gate, drawn[n], planes)
+        members = sorted({n for group in groups for n in group.members})
+        some = [candidates[n] for n in members]
+        for n, candidate in zip(members, trace(net, some, planes) if net else some, strict=True): drawn[n] = draw(gate, candidate, planes)
     return Rated(tuple(make_event(drawn, p, group, seen) for group in groups),
                  tuple(expected_quality(gate, candidates, group) for group in groups), figure_probability(gate, p))
 

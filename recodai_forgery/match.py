@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 __all__ = ['Nets', 'resize_region', 'resize_event', 'packaged_gate', 'packaged_crosscheck', 'find_decision', 'find_events',
            'Examined', 'read_truth', 'pieces_of', 'carried_onto', 'judge', 'label', 'examine', 'fit_rows', 'sources',
            'held_out', 'best_of', 'fit_seen', 'calibrate', 'apart', 'blind_gates', 'complete', 'fit_gate',
-           'held_out_gates', 'cross_validate', 'annotate']
+           'held_out_gates', 'decide_each', 'cross_validate', 'annotate']
 
 # %% ../nbs/08_match.ipynb #835790da
 from .align import MatchConfig, Planes
@@ -142,8 +142,7 @@ def label(case: Case, candidates: list[Candidate], planes: Planes, border: Seque
         true[n], f1[n], under = judge(candidate, masks, pieces)
         if not true[n] or candidate.panels or under is None: continue
         band = read_band(planes, candidate.core)
-        x0, y0, x1, y1 = band.box
-        part = sample_band(band, under.full_mask(planes.shape)[y0:y1, x0:x1])
+        part = sample_band(band, under.within(band.box))
         rows.append(part[0]), copied.append(part[1])
         regions = both_regions(planes, draw_border(band, candidate.core, border)) if border else None
         if regions: f1[n] = judge(replace(candidate, source=regions[0], target=regions[1]), masks, pieces)[1]
@@ -251,6 +250,20 @@ def held_out_gates(examined: Sequence[Examined], extra: Sequence[Examined] = ())
 
 Nets = Callable[[Case], CrossCheck | None] # the network that may draw in a figure: one that has not seen its sources
 
+def decide_each(
+    examined: Sequence[Examined],
+    gates: Sequence[Gate],               # one for each figure
+    config: MatchConfig = MatchConfig(), # noqa: B008 (frozen)
+    nets: Nets = lambda case: None,
+) -> list[Decision]: # in pixels of the figures
+    "The answer for each figure, by its own gate. Raises `BadImage`."
+    decisions = []
+    for one, gate in zip(examined, gates, strict=True):
+        planes = Planes(load_image(one.case.image), config.check_pixels) if one.candidates else None
+        found = decide(gate, one.candidates, planes, one.seen, nets(one.case))
+        decisions.append(found._replace(events=tuple(resize_event(event, one.scale, one.case.shape) for event in found.events)))
+    return decisions
+
 def cross_validate(
     examined: Sequence[Examined],
     config: MatchConfig = MatchConfig(),  # noqa: B008 (frozen)
@@ -258,12 +271,7 @@ def cross_validate(
     nets: Nets = lambda case: None,
 ) -> list[Decision]: # in pixels of the figures
     "The answer for each figure, by a gate fitted on the figures that share no source with it. Raises `BadImage`."
-    decisions = []
-    for one, gate in zip(examined, held_out_gates(examined, extra), strict=True):
-        planes = Planes(load_image(one.case.image), config.check_pixels) if one.candidates else None
-        found = decide(gate, one.candidates, planes, one.seen, nets(one.case))
-        decisions.append(found._replace(events=tuple(resize_event(event, one.scale, one.case.shape) for event in found.events)))
-    return decisions
+    return decide_each(examined, held_out_gates(examined, extra), config, nets)
 
 def annotate(decision: Decision, shape: tuple[int, int]) -> str:
     "What is submitted for a decision."

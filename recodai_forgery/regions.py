@@ -25,7 +25,7 @@ __all__ = ['POINTS', 'MOST', 'CHECKS', 'EACH', 'TURNS', 'COARSE', 'GUESSES', 'UN
 # %% ../nbs/08_regions.ipynb #7fcf1c01
 from .align import (MIRROR, SCALES, Keypoints, MatchConfig, Matches, Planes, align_discs, apply_affine, disc_points, disc_zncc,
                                    frame_maps, invert_affine, make_hypotheses)
-from .check import overlay_map, shrink, widen
+from .check import depth, overlay_map, shrink, widen
 from .correlation import RegionMatch
 from .evidence import LEAST, Candidate, Search, check, no_matches, relate, search_figure, share_place, verify
 from .gate import Decision, Gate, Rated, expected_scores, logit, rate, settle, sigmoid
@@ -45,7 +45,7 @@ POINTS = 160 # pixels of a region that are compared
 
 def core_points(region: Region) -> np.ndarray: # (n, 2) x, y
     "Some pixels of the inner part of a region."
-    deep = cv2.distanceTransform(np.pad(region.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    deep = depth(region.mask)
     points = np.argwhere(deep > .25 * deep.max())[:, ::-1] + np.array(region.box[:2])
     return points[::max(1, len(points) // (4 * POINTS))].astype(float)
 
@@ -227,7 +227,7 @@ LONELY, SMALLEST, LARGEST = 4, 5, .4e6 # such regions at most; half the square's
 
 def look_around(pyramid: Pyramid, region: Region, keep: int = 3) -> np.ndarray: # (n, 2, 3)
     "Maps from a region to the places of the figure that look most like it."
-    deep = cv2.distanceTransform(np.pad(region.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    deep = depth(region.mask)
     y, x = np.unravel_index(int(deep.argmax()), deep.shape)
     level = max(0, int(np.floor(np.log2(.71 * deep.max() / SMALLEST))))
     small, centre = pyramid[level], at_level(np.array([[x, y]]) + region.box[:2], level)[0]

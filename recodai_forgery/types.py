@@ -140,6 +140,16 @@ class Region:
         full[self.slices] = self.mask
         return full
 
+    def within(self,
+        box: Box,
+    ) -> np.ndarray: # (y1 - y0, x1 - x0) bool
+        "The region as a box shows it, which may hold a part of it, or more than it."
+        (x0, y0, x1, y1), (left, top, right, bottom) = box, self.box
+        shown = np.zeros((y1 - y0, x1 - x0), bool)
+        a, b, c, d = max(left, x0), max(top, y0), min(right, x1), min(bottom, y1)
+        if a < c and b < d: shown[b - y0:d - y0, a - x0:c - x0] = self.mask[b - top:d - top, a - left:c - left]
+        return shown
+
 # %% ../nbs/00_types.ipynb #715e6e62
 def intersection(a: Region, b: Region) -> int:
     "Number of pixels that two regions share."

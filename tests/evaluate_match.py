@@ -8,6 +8,7 @@ import argparse
 import os
 import pickle
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from recodai_forgery.evaluate import class_page, class_tables, describe, format_
 from recodai_forgery.evidence import find_candidates
 from recodai_forgery.gate import Decision, save_gate
 from recodai_forgery.image import load_image
-from recodai_forgery.match import Nets, annotate, cross_validate, fit_gate, label, sources
+from recodai_forgery.match import Nets, annotate, decide_each, fit_gate, held_out_gates, label, sources
 from recodai_forgery.metric import bootstrap_interval, format_summary, score_cases
 from recodai_forgery.report import save_figure
 from recodai_forgery.rle import encode
@@ -57,20 +58,24 @@ def source_pool(number: int, pairs: bool) -> tuple[str, list[Path], SynthConfig]
     config = PAIRS if pairs else SYNTH if len(files) >= 4 else replace(SYNTH, kinds=(1, 0, 0, 0))
     return name, [SHARED / "figures" / file for file in files], config
 
-def synth_cases(count: int, folder: Path) -> list[Case]:
-    "Figures made to learn from, each of a single group of sources."
+def made_cases(drawn: Iterable[tuple[int, bool]], seed: int, name: str, folder: Path) -> list[Case]: # drawn: number of each figure, and whether a panel is used twice
+    "Made figures with their authentic twins, each of a single group of sources, written to a folder."
     cases = []
-    for number in range(count):
-        name, files, config = source_pool(number, number >= .88 * count) # the last eighth: figures with a panel used twice
-        try: made = draw_figure(files, 7, number, config)
+    for number, pairs in drawn:
+        group, files, config = source_pool(number, pairs)
+        try: made = draw_figure(files, seed, number, config)
         except NoPlace: continue
         for split, image in (("forged", made.image), ("authentic", made.authentic)):
             path = folder / f"{split}_{number}.png"
             if not path.exists(): cv2.imwrite(str(path), image[..., ::-1])
             mask = path.with_suffix(".npy") if split == "forged" else None
             if mask: np.save(mask, made.masks)
-            cases.append(Case(split, f"synth{number}", path, mask, image.shape[:2], events=len(made.masks) if mask else 0, group=name))
+            cases.append(Case(split, f"{name}{number}", path, mask, image.shape[:2], events=len(made.masks) if mask else 0, group=group))
     return cases
+
+def synth_cases(count: int, folder: Path) -> list[Case]:
+    "Figures made to learn from; in the last eighth a panel is used twice."
+    return made_cases(((number, number >= .88 * count) for number in range(count)), 7, "synth", folder)
 
 
 def drawing_cases(each: int, folder: Path) -> list[Case]:
@@ -141,10 +146,11 @@ def main() -> None:
     if options.drawings: learned += drawing_cases(options.drawings, options.cache)
     extra = [search(case, options.cache, config)[0] for case in learned]
     nets = blind_nets(options.crosscheck) if options.crosscheck else lambda case: None
-    decisions = cross_validate(examined, config, extra, nets)
+    gates = held_out_gates(examined, extra)
+    decisions = decide_each(examined, gates, config, nets)
     solution, submission, result = tables_of(cases, decisions, table)
     if options.crosscheck:
-        plain = tables_of(cases, cross_validate(examined, config, extra), table)[2]
+        plain = tables_of(cases, decide_each(examined, gates, config), table)[2]
         for name, part in (("score", result), ("forged", result[result["forged"]])):
             more_by = (part["score"] - plain.loc[part.index, "score"]).to_numpy()
             low, high = bootstrap_interval(more_by, part["group"].to_numpy())

@@ -3,25 +3,26 @@
 Finds images and benchmark by RECODAI_SHARED. Examples are the candidates of the benchmark's figures, of figures made from the same images (single sources, so that they
 can be held out), of drawings, and pairs checked where the truth says they are. For each of five folds of the benchmark's figures a network is trained on
 nothing that shares a source group with them: out/0.safetensors to 4.safetensors, which tests/evaluate_match.py --crosscheck judges. all.safetensors learns from everything;
---write puts it into the package. With the candidates and the examples there, half an hour a core.
+--write puts it into the package. With the candidates and the examples there, some seven minutes a network on a core.
 """
 import argparse
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
-from evaluate_match import bench_cases, drawing_cases, search, source_pool, synth_cases
+from evaluate_match import bench_cases, drawing_cases, made_cases, search, source_pool, synth_cases
 
 from recodai_forgery.align import Budget, Keypoints, MatchConfig, Planes, invert_affine
-from recodai_forgery.check import Overlap, carry_mask
+from recodai_forgery.check import Overlap, carry_mask, depth
 from recodai_forgery.crosscheck import CROSSCHECK, Examples, save_crosscheck, see, train_crosscheck, truth_of
 from recodai_forgery.evidence import Candidate, Search, no_matches, verify
 from recodai_forgery.image import load_image
 from recodai_forgery.match import judge, pieces_of, read_truth, sources
-from recodai_forgery.synth import NoPlace, draw_figure
-from recodai_forgery.types import Case, Region
+from recodai_forgery.synth import NoPlace, draw_figure, overlap
+from recodai_forgery.types import Box, Case, Region
 
 FOLDS = 5
 MORE = range(1000, 1838) # numbers of made figures whose candidates are learned from
@@ -74,18 +75,14 @@ def found_rows(case: Case, cache: Path, config: MatchConfig) -> list[Row]:
 def more_cases(folder: Path) -> list[Case]:
     "Made figures beyond those that the gate learns from; a twin for every second one."
     folder.mkdir(parents=True, exist_ok=True)
-    cases = []
-    for number in MORE:
-        group, files, config = source_pool(number, number % 8 == 7)
-        try: made = draw_figure(files, 11, number, config)
-        except NoPlace: continue
-        for split, image in (("forged", made.image), ("authentic", made.authentic))[:1 + (number % 2 == 0)]:
-            path = folder / f"{split}_{number}.png"
-            if not path.exists(): cv2.imwrite(str(path), image[..., ::-1])
-            mask = path.with_suffix(".npy") if split == "forged" else None
-            if mask: np.save(mask, made.masks)
-            cases.append(Case(split, f"more{number}", path, mask, image.shape[:2], events=len(made.masks) if mask else 0, group=group))
-    return cases
+    cases = made_cases(((number, number % 8 == 7) for number in MORE), 11, "more", folder)
+    return [case for case in cases if case.forged or int(case.case_id.removeprefix("more")) % 2 == 0]
+
+
+def shared_area(one: Box, other: Box) -> int:
+    "Pixels that two boxes share."
+    x0, y0, x1, y1 = overlap(one, other) or (0, 0, 0, 0)
+    return (x1 - x0) * (y1 - y0)
 
 
 def checked_rows(number: int, config: MatchConfig) -> list[Row]:
@@ -99,14 +96,11 @@ def checked_rows(number: int, config: MatchConfig) -> list[Row]:
     masks = made.masks > 0
     pieces = [pieces_of(mask) for mask in masks]
     for event, own in zip(made.record["events"], pieces, strict=True):
-        x0, y0, x1, y1 = event["source_box"]
-        def shared(piece): return max(0, min(piece.box[2], x1) - max(piece.box[0], x0)) * max(0, min(piece.box[3], y1) - max(piece.box[1], y0)) # noqa: B023
-        source = max(own, key=shared)
+        source = max(own, key=lambda piece: shared_area(piece.box, event["source_box"]))
         for affine in (np.array(copy["affine"]) for copy in event["copies"]):
             copy = carry_mask(Overlap(affine, source.box, source.mask), planes.shape)
             for region, way in (((source, affine), (Region(*copy), invert_affine(affine))) if copy else ((source, affine),)):
-                deep = cv2.distanceTransform(np.pad(region.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-                y, x = np.unravel_index(deep.argmax(), deep.shape)
+                y, x = np.unravel_index(depth(region.mask).argmax(), region.mask.shape)
                 moved = np.column_stack([way[:, :2], way[:, 2] + rng.normal(0, .4, 2)])
                 candidate = verify(place, moved, np.array([x + region.box[0], y + region.box[1]], float))
                 row = candidate and row_of(planes, candidate, masks, pieces, group)
@@ -138,12 +132,12 @@ def main() -> None:
     cv2.setNumThreads(1)
     rows = all_rows(options.cache, options.out)
     groups = [frozenset(group.split(";")) for group in rows["group"]]
-    held = held_sources(bench_cases()[0][::2], all_groups(options.out))
+    held = held_sources(bench_cases()[0][::2], frozenset().union(*groups))
     for name in options.folds:
         away = held[FOLDS if name == "all" else int(name)]
         kept = np.array([not own & away for own in groups])
         print(f"{name}: {len(away)} groups held out, {kept.sum()} examples, {rows['copied'][kept].sum()} true", flush=True)
-        net = train_crosscheck(Examples(*(rows[part][kept] for part in ("views", "truths", "copied"))), options.steps)
+        net = train_crosscheck(Examples(*(rows[part][kept] for part in ("views", "truths", "copied"))), options.steps, progress=sys.stderr.isatty())
         save_crosscheck(net, options.out / f"{name}.safetensors")
         if name == "all" and options.write: save_crosscheck(net, CROSSCHECK)
 
