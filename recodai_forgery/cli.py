@@ -117,10 +117,13 @@ def train(
     size: Annotated[int | None, typer.Option(help="Longest side of a figure inside the network, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     correlation: Annotated[int | None, typer.Option(min=0, help="Cells along a figure that are compared with each other: 64, 128, or 0 for none.")] = None,
+    mirrored: Annotated[bool | None, typer.Option("--mirrored", help="With --correlation: compare cells with mirrored ones as well.")] = None,
+    projection: Annotated[int | None, typer.Option(min=0, help="With --correlation: channels of a learned map in whose terms cells are compared.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Figures that a process computes at once.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Batches that make one step.")] = None,
     synthetic: Annotated[float | None, typer.Option(min=0, max=1, help="Share of figures that are replaced by forgeries made on the fly.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read figures.")] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile", help="Body and pyramid by torch.compile; for GPUs.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     max_hours: Annotated[float | None, typer.Option(help="Stop in time, within an epoch where need be; go on with --resume.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stands.")] = False,
@@ -136,9 +139,10 @@ def train(
         from recodai_forgery.state import this_process
         from recodai_forgery.train import PRESETS, train as train_network
         if preset not in PRESETS: raise typer.BadParameter(f"there is no preset {preset!r}; use {' or '.join(PRESETS)}")
-        model = changed(PRESETS[preset].model, backbone=backbone, weights=weights, size=size, correlation=correlation)
+        model = changed(PRESETS[preset].model, backbone=backbone, weights=weights, size=size, correlation=correlation,
+                        mirrored=mirrored, projection=projection)
         plan = changed(PRESETS[preset].train, epochs=epochs, batch_size=batch_size, accumulate=accumulate, synthetic=synthetic, workers=workers,
-                       seed=seed, max_hours=max_hours)
+                       compile=compiled, seed=seed, max_hours=max_hours)
         best = train_network(tree, out, model, plan, resume=resume, progress=not as_json)
         if this_process().rank: return # the first process of several speaks for all
         if best is None:

@@ -136,8 +136,9 @@ def check_answers(search: Search, guided: Search, regions: Sequence[Region]) -> 
         check(guided, number)
 
 # %% ../nbs/08_regions.ipynb #4182bb31
-TURNS, COARSE = 24, 9.       # angles tried; radius in pixels of a region where they are tried
-GUESSES = 40                 # of them are aligned
+TURNS = np.arange(24) * np.pi / 12 # angles that are tried
+COARSE = 9.                        # radius in pixels of a region where they are tried
+GUESSES = 40                       # of them are aligned
 
 class Pyramid:
     "A figure's planes at a half, a quarter, ... of the size, made when they are asked for."
@@ -154,12 +155,11 @@ def at_level(points: np.ndarray, level: int) -> np.ndarray: # (n, 2)
     return (points + .5) * .5 ** level - .5
 
 # %% ../nbs/08_regions.ipynb #95d70add
-def guess_maps(start: np.ndarray, goal: np.ndarray, growths: Sequence[float], turns: int, reach: float) -> np.ndarray: # (n, 2, 3)
-    "Similarities that carry a place near a goal: every turn (0: none) and growth, mirrored too, and 3 x 3 shifts."
-    angle, grow, mirror, dx, dy = (part.ravel() for part in np.meshgrid(
-        np.arange(max(turns, 1)) * 2 * np.pi / max(turns, 1), growths, (1., -1.) if turns else (1.,), *[(-reach, 0., reach)] * 2))
+def guess_maps(start: np.ndarray, goal: np.ndarray, angles: np.ndarray, growths: Sequence[float], mirrors: Sequence[float], reach: float) -> np.ndarray: # (n, 2, 3)
+    "Similarities that carry a place near a goal: every angle, growth and mirroring (1.: none, -1.: left and right change sides), and 3 x 3 shifts."
+    angle, grow, mirror, dx, dy = (part.ravel() for part in np.meshgrid(angles, growths, mirrors, *[(-reach, 0., reach)] * 2))
     cos, sin = grow * np.cos(angle), grow * np.sin(angle)
-    linear = np.stack([np.stack([cos, -sin * mirror], axis=1), np.stack([sin, cos * mirror], axis=1)], axis=1)
+    linear = np.stack([np.stack([mirror * cos, -sin], axis=1), np.stack([mirror * sin, cos], axis=1)], axis=1)
     return np.concatenate([linear, (goal + np.stack([dx, dy], axis=1) - linear @ start)[:, :, None]], axis=2)
 
 def differing(maps: np.ndarray, alike: np.ndarray, points: np.ndarray, keep: int = 4) -> list[int]: # maps: (n, 2, 3)
@@ -190,11 +190,12 @@ def come_nearer(pyramid: Pyramid, region: Region, maps: np.ndarray, level: int, 
     fits = (alike > .7) & (grow > SCALES[0]) & (grow < SCALES[1])
     return maps[fits], alike[fits]
 
-def lay_over(pyramid: Pyramid, region: Region, goal: np.ndarray, growths: Sequence[float], turns: int = TURNS) -> np.ndarray: # (n, 2, 3)
+def lay_over(pyramid: Pyramid, region: Region, goal: np.ndarray, growths: Sequence[float] = (1.,), angles: np.ndarray = TURNS,
+             mirrors: Sequence[float] = (1., -1.)) -> np.ndarray: # (n, 2, 3)
     "The map under which a region looks most like what lies around a goal, if there is one."
     radius, centre = np.sqrt(region.area / np.pi), core_points(region).mean(axis=0)
     level = max(0, int(np.ceil(np.log2(radius / COARSE))))
-    maps = guess_maps(at_level(centre, level), at_level(goal, level), growths, turns, radius / 3 * .5 ** level)
+    maps = guess_maps(at_level(centre, level), at_level(goal, level), angles, growths, mirrors, radius / 3 * .5 ** level)
     return come_nearer(pyramid, region, maps, level)[0][:1]
 
 # %% ../nbs/08_regions.ipynb #927bf019
@@ -233,7 +234,7 @@ def look_around(pyramid: Pyramid, region: Region, keep: int = 3) -> np.ndarray: 
     small, centre = pyramid[level], at_level(np.array([[x, y]]) + region.box[:2], level)[0]
     half = max(SMALLEST, int(.71 * deep.max() * .5 ** level))
     if small.gray.size > LARGEST or min(small.shape) <= 2 * half + 1: return np.zeros((0, 2, 3))
-    maps = guess_maps(np.zeros(2), np.zeros(2), (1.,), TURNS, 0.)[::9]
+    maps = guess_maps(np.zeros(2), np.zeros(2), TURNS, (1.,), (1., -1.), 0.)[::9]
     best = np.full((small.shape[0] - 2 * half, small.shape[1] - 2 * half), -1., np.float32)
     which = np.zeros(best.shape, int)
     for number, affine in enumerate(maps):
@@ -253,13 +254,13 @@ def look_around(pyramid: Pyramid, region: Region, keep: int = 3) -> np.ndarray: 
     return come_nearer(pyramid, region, np.concatenate([linear, (peaks[:, ::-1] + half - linear @ centre)[:, :, None]], axis=2), level, 8)[0][:keep]
 
 # %% ../nbs/08_regions.ipynb #0f909582
-def try_poses(search: Search, guided: Search, regions: Sequence[Region], offsets: Sequence[tuple[float, float] | None]) -> None:
+def try_poses(search: Search, guided: Search, regions: Sequence[Region], matches: Sequence[RegionMatch | None]) -> None:
     "Lay regions over each other, follow the network's own matches, and look around for what is like the others."
     pyramid = Pyramid(search.planes)
-    for region, offset in zip(regions, offsets, strict=True):
-        if offset is None or search.planes.budget.spent: continue
-        goal = centre_of(region) + offset
-        try_maps(search, guided, region, lay_over(pyramid, region, goal, (1.,), turns=0))
+    for region, match in zip(regions, matches, strict=True):
+        if match is None or search.planes.budget.spent: continue
+        goal, mirrors = centre_of(region) + match.offset, (-1.,) if match.mirrored else (1.,)
+        try_maps(search, guided, region, lay_over(pyramid, region, goal, angles=np.zeros(1), mirrors=mirrors))
     order = sorted(((a, b) for b in range(len(regions)) for a in range(b)), key=lambda pair: -regions[pair[0]].score * regions[pair[1]].score)
     for a, b in order:
         if search.planes.budget.spent: break
@@ -277,7 +278,7 @@ def try_poses(search: Search, guided: Search, regions: Sequence[Region], offsets
 def find_partners(
     search: Search,            # of the matcher, which has looked already
     regions: Sequence[Region], # the network's, in pixels of the planes, best first
-    offsets: Sequence[tuple[float, float] | None] | None = None, # where the network itself sees the like of each, in pixels of the planes
+    seen: Sequence[RegionMatch | None] | None = None, # where the network itself sees the like of each, in pixels of the planes
     config: MatchConfig = MatchConfig(), # noqa: B008 (frozen)
 ) -> list[Candidate]: # those that are new; they are also added to the search
     "Look for copies of a network's regions: in each other and anywhere, as far as the figure's budget goes."
@@ -288,7 +289,7 @@ def find_partners(
     guided.panels = search.panels
     for candidate in search.found: guided.close(candidate)
     check_answers(search, guided, regions)
-    try_poses(search, guided, regions, offsets or [None] * len(regions))
+    try_poses(search, guided, regions, seen or [None] * len(regions))
     fresh: list[Candidate] = []
     for candidate in sorted(guided.found, key=lambda one: -one.features["heart_fine"]): # found twice: the better one
         known = any(says(other, candidate.source, candidate.affine) and share_place(other, candidate, .5) for other in (*search.found, *fresh))
@@ -356,8 +357,9 @@ def ask_network(search: Search, look: Look, config: MatchConfig = MatchConfig())
     "Go on with a search where a network points; what it gives for each candidate."
     planes = search.planes
     chosen = choose_regions(look.regions, planes)
-    offsets = [look.matches[n] and tuple(planes.scale * side for side in look.matches[n].offset) for n, _ in chosen]
-    find_partners(search, [region for _, region in chosen], offsets, config)
+    found = [look.matches[n] for n, _ in chosen]
+    scaled = [match and match._replace(offset=tuple(planes.scale * side for side in match.offset)) for match in found]
+    find_partners(search, [region for _, region in chosen], scaled, config)
     return seen_by(search.found, [region for _, region in chosen])
 
 # %% ../nbs/08_regions.ipynb #f54a3b31

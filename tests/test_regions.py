@@ -110,19 +110,20 @@ def test_regions_find_what_the_matcher_does_not(mirrored, keypoints, monkeypatch
     assert min(map(miss, fresh)) < 1.5 and fresh[0].asked
 
 
-def copies_found(offset: tuple[float, float] | None) -> int:
-    "How many candidates say where the copy lies, 130 to the right and 80 down, when the network has only seen the source."
-    image, _, source, _ = blobs(0)
-    search = search_figure(image, QUICK)
-    seen = ask_network(search, Look([source], [offset and RegionMatch(offset, .8, .5)], .5, .5), QUICK)
+def copies_found(offset: tuple[float, float] | None, said: bool = False, mirrored: bool = False) -> int:
+    "How many candidates say where the copy lies, 130 to the right and 80 down, when the network has only seen the source and says whether it is mirrored."
+    image, affine, source, _ = blobs(0, mirrored)
+    search, corners = search_figure(image, QUICK), np.array([[60., 55], [80, 55], [70, 65]])
+    seen = ask_network(search, Look([source], [offset and RegionMatch(offset, .8, .5, said)], .5, .5), QUICK)
     assert (seen == 0).all() # it has not seen both
-    return sum(np.abs(apply_affine(candidate.affine, np.array([[70., 60]])) - (200, 140)).max() < 1 for candidate in search.found if candidate.asked)
+    return sum(np.abs(apply_affine(candidate.affine, corners) - apply_affine(affine, corners)).max() < 1 for candidate in search.found if candidate.asked)
 
 
 def test_a_match_inside_the_network_is_one_more_guess(monkeypatch):
     monkeypatch.setattr(room, "ask_regions", lambda *_: room.no_matches())
     monkeypatch.setattr(room, "look_around", lambda *_: np.zeros((0, 2, 3)))
     assert [copies_found(offset) for offset in (None, (128., 83.), (-40., 20.))] == [0, 1, 0]
+    assert [copies_found((128., 83.), said, mirrored) for said, mirrored in ((True, True), (False, True), (True, False))] == [1, 0, 0]
 
 
 def test_a_region_alone_is_sought_everywhere(monkeypatch):

@@ -311,6 +311,20 @@ def test_the_same_figure_in_training_and_prediction(tree):
     assert torch.equal(inside, (image - mean) / std)
 
 
+def test_every_option_of_the_command_reaches_the_run(tree, tmp_path, monkeypatch):
+    asked, given = [], {"backbone": "resnet18", "weights": "none", "size": "96", "correlation": "16", "projection": "8", "epochs": "3", "batch-size": "2",
+                        "accumulate": "5", "synthetic": "0.25", "workers": "0", "seed": "7", "max-hours": "1.5"}
+    monkeypatch.setattr(training, "train", lambda *words, **more: asked.append(words))
+    flags = ["--mirrored", "--compile", *(word for name, value in given.items() for word in (f"--{name}", value))]
+    for some in flags, []:
+        said = CliRunner().invoke(app, ["train", str(tree), "--out", str(tmp_path), *some])
+        assert said.exit_code == 0, said.output
+    model, plan = PRESETS["default"]
+    assert asked[0][2:] == (replace(model, backbone="resnet18", weights="none", size=96, correlation=16, mirrored=True, projection=8),
+                            replace(plan, epochs=3, batch_size=2, accumulate=5, synthetic=.25, workers=0, compile=True, seed=7, max_hours=1.5))
+    assert asked[1][2:] == (model, plan)
+
+
 def test_nothing_to_train_on(tree, tmp_path):
     cases = index_tree(tree).cases
     for folds in ((cases, []), ([], cases)):
