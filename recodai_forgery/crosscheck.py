@@ -212,7 +212,7 @@ def crosscheck(net: CrossCheck, planes: Planes, overlaps: Sequence[Overlap]) -> 
     views = [see(planes, overlap) for overlap in overlaps]
     if not views: return []
     masks, odds = net(torch.from_numpy(np.stack([view.planes for view in views])))
-    return [Verdict(float(odd), draw_mask(planes, overlap, view, share))
+    return [Verdict(odd - float(np.log(TRUE / (1 - TRUE))), draw_mask(planes, overlap, view, share))
             for odd, overlap, view, share in zip(odds.tolist(), overlaps, views, masks.sigmoid().numpy(), strict=True)]
 
 # %% ../nbs/08_crosscheck.ipynb #2c6a5487
