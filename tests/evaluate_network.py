@@ -24,9 +24,14 @@ from recodai_forgery.types import Case
 SHARED = Path(os.environ.get("RECODAI_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 
+def image_groups() -> pd.Series:
+    "The source group of each image that figures are made from, by file."
+    return pd.read_csv(SHARED / "figures" / "ATTRIBUTION.csv", dtype=str).set_index("file")["group"]
+
+
 def source_groups() -> dict[str, set[str]]:
     "The source groups of each figure of the benchmark, by id."
-    group = pd.read_csv(SHARED / "figures" / "ATTRIBUTION.csv", dtype=str).set_index("file")["group"]
+    group = image_groups()
     cases = pd.read_csv(SHARED / "bench" / "dev" / "cases.csv", dtype=str).set_index("id")["source_files"]
     return {case_id: set(group[files.split(";")]) for case_id, files in cases.items()}
 
@@ -42,7 +47,7 @@ def hold_out(groups: dict[str, set[str]], share: float, seed: int) -> set[str]:
 
 def synthetic_cases(held: set[str], count: int, out: Path, seed: int) -> list[Case]:
     "Pairs made from the benchmark's source images, without those of held-out groups."
-    group = pd.read_csv(SHARED / "figures" / "ATTRIBUTION.csv", dtype=str).set_index("file")["group"]
+    group = image_groups()
     sources = [SHARED / "figures" / file for file in group.index[~group.isin(held)] if (SHARED / "figures" / file).exists()]
     if not out.exists(): make_tree(sources, out, count, seed, SynthConfig(longest_max=800, test=0))
     return list(index_tree(out, strict=True).cases)
