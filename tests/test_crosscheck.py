@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import recodai_forgery.crosscheck as room
 from recodai_forgery.align import MatchConfig, Planes
 from recodai_forgery.check import Overlap
 from recodai_forgery.crosscheck import (
@@ -132,6 +133,15 @@ def test_candidates_do_not_depend_on_their_company():
     for a, b in zip(together, alone, strict=True):
         assert abs(a.odds - b.odds) < 1e-3 and (a.overlap.mask == b.overlap.mask).mean() > .999
     assert crosscheck(net, planes, []) == []
+
+def test_verdicts_are_of_as_many_true_as_false_ones(monkeypatch):
+    "Whatever share of a batch was true: what that alone would make the network say is taken off."
+    image, affine, source = planted()
+    planes, some = Planes(image, np.inf), [overlap_of(source, affine, 0)]
+    def odds(share: float) -> float:
+        monkeypatch.setattr(room, "TRUE", share)
+        return crosscheck(packaged_crosscheck(), planes, some)[0].odds
+    assert np.isclose(odds(.5) - odds(.75), np.log(3)) and np.isclose(odds(.25) - odds(.5), np.log(3))
 
 @pytest.mark.parametrize("radius", [9, 14, 25])
 @pytest.mark.parametrize("grown", [0, 3])
