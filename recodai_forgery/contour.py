@@ -50,7 +50,7 @@ def read_band(planes: Planes, overlap: Overlap) -> Band:
     "What is known of the pixels near the border of a found region."
     box = widen(overlap.box, 16, planes.shape)
     x0, y0, x1, y1 = box
-    mask = np.pad(overlap.mask, ((overlap.box[1] - y0, y1 - overlap.box[3]), (overlap.box[0] - x0, x1 - overlap.box[2])))
+    mask = Region(overlap.box, overlap.mask).within(box)
     inside = lands_in(overlap.affine, box, frame(planes.shape))
     out = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
     deep = depth(mask)

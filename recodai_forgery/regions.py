@@ -156,8 +156,9 @@ def at_level(points: np.ndarray, level: int) -> np.ndarray: # (n, 2)
 
 # %% ../nbs/08_regions.ipynb #95d70add
 def guess_maps(start: np.ndarray, goal: np.ndarray, angles: np.ndarray, growths: Sequence[float], mirrors: Sequence[float], reach: float) -> np.ndarray: # (n, 2, 3)
-    "Similarities that carry a place near a goal: every angle, growth and mirroring (1.: none, -1.: left and right change sides), and 3 x 3 shifts."
-    angle, grow, mirror, dx, dy = (part.ravel() for part in np.meshgrid(angles, growths, mirrors, *[(-reach, 0., reach)] * 2))
+    "Similarities that carry a place near a goal: every angle, growth and mirroring (1.: none, -1.: left and right change sides), and 3 x 3 shifts where they reach anywhere."
+    shifts = (-reach, 0., reach) if reach else (0.,)
+    angle, grow, mirror, dx, dy = (part.ravel() for part in np.meshgrid(angles, growths, mirrors, shifts, shifts))
     cos, sin = grow * np.cos(angle), grow * np.sin(angle)
     linear = np.stack([np.stack([mirror * cos, -sin], axis=1), np.stack([mirror * sin, cos], axis=1)], axis=1)
     return np.concatenate([linear, (goal + np.stack([dx, dy], axis=1) - linear @ start)[:, :, None]], axis=2)
@@ -234,7 +235,7 @@ def look_around(pyramid: Pyramid, region: Region, keep: int = 3) -> np.ndarray: 
     small, centre = pyramid[level], at_level(np.array([[x, y]]) + region.box[:2], level)[0]
     half = max(SMALLEST, int(.71 * deep.max() * .5 ** level))
     if small.gray.size > LARGEST or min(small.shape) <= 2 * half + 1: return np.zeros((0, 2, 3))
-    maps = guess_maps(np.zeros(2), np.zeros(2), TURNS, (1.,), (1., -1.), 0.)[::9]
+    maps = guess_maps(np.zeros(2), np.zeros(2), TURNS, (1.,), (1., -1.), 0.)
     best = np.full((small.shape[0] - 2 * half, small.shape[1] - 2 * half), -1., np.float32)
     which = np.zeros(best.shape, int)
     for number, affine in enumerate(maps):
@@ -278,7 +279,7 @@ def try_poses(search: Search, guided: Search, regions: Sequence[Region], matches
 def find_partners(
     search: Search,            # of the matcher, which has looked already
     regions: Sequence[Region], # the network's, in pixels of the planes, best first
-    seen: Sequence[RegionMatch | None] | None = None, # where the network itself sees the like of each, in pixels of the planes
+    likes: Sequence[RegionMatch | None] | None = None, # where the network itself sees the like of each, in pixels of the planes
     config: MatchConfig = MatchConfig(), # noqa: B008 (frozen)
 ) -> list[Candidate]: # those that are new; they are also added to the search
     "Look for copies of a network's regions: in each other and anywhere, as far as the figure's budget goes."
@@ -289,7 +290,7 @@ def find_partners(
     guided.panels = search.panels
     for candidate in search.found: guided.close(candidate)
     check_answers(search, guided, regions)
-    try_poses(search, guided, regions, seen or [None] * len(regions))
+    try_poses(search, guided, regions, likes or [None] * len(regions))
     fresh: list[Candidate] = []
     for candidate in sorted(guided.found, key=lambda one: -one.features["heart_fine"]): # found twice: the better one
         known = any(says(other, candidate.source, candidate.affine) and share_place(other, candidate, .5) for other in (*search.found, *fresh))
